@@ -1,1 +1,10 @@
-//! placeholder
+//! Both ends of an NVMe over Fabrics association as state machines: bytes and messages in, bytes and
+//! events out. There is no I/O here, no clock and no unsafe code; the current time is an argument
+//! ([`time::Instant`]), so whole associations run in a test without a socket and without waiting.
+//!
+//! - [`time`] — the points in time that deadlines are made of.
+//! - [`tcp`] — the NVMe/TCP transport: framing, digests, flow of data, both ends.
+#![forbid(unsafe_code)]
+
+pub mod tcp;
+pub mod time;
