@@ -1,1 +1,22 @@
-//! placeholder
+//! The one abstraction of Homi Fabrics: everything that *executes* NVMe commands is a [`Queue`], everything
+//! that *issues* them is a client of one.
+//!
+//! - [`Queue`], [`Command`], [`Completed`] — the trait and what goes through it.
+//! - [`Slots`] — command ids that carry a slot and a sequence, so that a late or doubled completion is detected.
+//! - [`Region`], [`Data`], [`Buffer`] — memory registered once, parts of it lent to operations, bring-your-own buffers.
+//! - [`GatherList`] — bytes and memory to be sent as one batch.
+//!
+//! There is no I/O and no clock here. The only unsafe code is in [`memory`], which owns allocations and copies
+//! bytes in and out of them.
+
+pub mod command;
+pub mod gather;
+pub mod memory;
+pub mod queue;
+pub mod slots;
+
+pub use command::{Command, Completion, DataDirection};
+pub use gather::{GatherList, Piece};
+pub use memory::{Buffer, Data, MemoryError, Region, Segment};
+pub use queue::{Completed, LostReason, Queue, QueueFull, QueueLost, Undelivered, Wait};
+pub use slots::{CommandId, Slot, Slots, StaleCommand};

@@ -1,0 +1,273 @@
+//! Command ids that carry a slot and a sequence number.
+//!
+//! A command id has 16 bits. The low bits name a slot of the queue; the rest count how often the slot was used, so
+//! that a completion that comes late or twice names a sequence that is no longer current and is refused
+//! instead of finishing somebody else's command. The table grows with use up to its depth: an idle queue is small.
+
+use std::fmt;
+
+/// A command identifier on one queue (base specification 2.0, section 3.3.3.1, Command Dword 0).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CommandId(pub u16);
+
+impl fmt::Debug for CommandId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CommandId({:#06x})", self.0)
+    }
+}
+
+impl fmt::Display for CommandId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#06x}", self.0)
+    }
+}
+
+/// A reserved place in a queue. It is used up by `submit`, or given back with `release`.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a reserved slot is used by `submit` or given back by `release`; dropped, it shortens the queue"]
+pub struct Slot(u16);
+
+impl Slot {
+    /// The slot's index, below the queue's depth.
+    #[must_use]
+    pub fn index(&self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// The id names no command in flight: it is unknown, or its command completed before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("command id {id} names no command in flight (unknown, late or doubled)")]
+pub struct StaleCommand {
+    /// The id that came.
+    pub id: CommandId,
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    sequence: u16,
+    value: Option<T>,
+}
+
+/// The commands in flight of one queue, found by their ids.
+#[derive(Debug)]
+pub struct Slots<T> {
+    entries: Vec<Entry<T>>,
+    free: Vec<u16>,
+    depth: u16,
+    slot_bits: u32,
+    in_flight: usize,
+}
+
+impl<T> Slots<T> {
+    /// The most slots a table can have, leaving four bits of sequence.
+    pub const MAX_DEPTH: u16 = 4096;
+
+    /// A table for up to `depth` commands in flight, clamped to 1..=[`Slots::MAX_DEPTH`].
+    #[must_use]
+    pub fn new(depth: u16) -> Self {
+        let depth = depth.clamp(1, Self::MAX_DEPTH);
+        let slot_bits = u32::from(depth).next_power_of_two().trailing_zeros();
+        Self {
+            entries: Vec::new(),
+            free: Vec::new(),
+            depth,
+            slot_bits,
+            in_flight: 0,
+        }
+    }
+
+    /// How many commands may be in flight.
+    #[must_use]
+    pub fn depth(&self) -> u16 {
+        self.depth
+    }
+
+    /// How many commands are in flight (reserved slots not counted).
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Reserves a slot, or `None` if all are taken. The slot used last is reused first, while it is in the cache.
+    pub fn reserve(&mut self) -> Option<Slot> {
+        if let Some(index) = self.free.pop() {
+            return Some(Slot(index));
+        }
+        let index = u16::try_from(self.entries.len())
+            .ok()
+            .filter(|index| *index < self.depth)?;
+        self.entries.push(Entry {
+            sequence: 0,
+            value: None,
+        });
+        Some(Slot(index))
+    }
+
+    /// Gives a reserved slot back unused.
+    pub fn release(&mut self, slot: Slot) {
+        self.free.push(slot.0);
+    }
+
+    /// The id that [`Slots::occupy`] will give this slot's command.
+    #[must_use]
+    pub fn id_of(&self, slot: &Slot) -> CommandId {
+        let sequence = self.entries.get(slot.index()).map_or(0, |entry| entry.sequence);
+        self.id(slot.0, sequence)
+    }
+
+    /// Puts a command into its slot and returns its id.
+    pub fn occupy(&mut self, slot: Slot, value: T) -> CommandId {
+        let id = self.id_of(&slot);
+        if let Some(entry) = self.entries.get_mut(slot.index()) {
+            debug_assert!(entry.value.is_none(), "a slot is reserved once");
+            entry.value = Some(value);
+            self.in_flight += 1;
+        }
+        id
+    }
+
+    /// The command with this id.
+    ///
+    /// # Errors
+    /// [`StaleCommand`] if the id names no command in flight.
+    pub fn get(&self, id: CommandId) -> Result<&T, StaleCommand> {
+        let (index, sequence) = self.parts(id);
+        match self.entries.get(index) {
+            Some(Entry {
+                sequence: current,
+                value: Some(value),
+            }) if *current == sequence => Ok(value),
+            _ => Err(StaleCommand { id }),
+        }
+    }
+
+    /// The command with this id, to change.
+    ///
+    /// # Errors
+    /// [`StaleCommand`] if the id names no command in flight.
+    pub fn get_mut(&mut self, id: CommandId) -> Result<&mut T, StaleCommand> {
+        let (index, sequence) = self.parts(id);
+        match self.entries.get_mut(index) {
+            Some(Entry {
+                sequence: current,
+                value: Some(value),
+            }) if *current == sequence => Ok(value),
+            _ => Err(StaleCommand { id }),
+        }
+    }
+
+    /// Takes the command out and frees its slot; its id is stale from here on.
+    ///
+    /// # Errors
+    /// [`StaleCommand`] if the id names no command in flight.
+    pub fn take(&mut self, id: CommandId) -> Result<T, StaleCommand> {
+        let (index, sequence) = self.parts(id);
+        let mask = self.sequence_mask();
+        let entry = self
+            .entries
+            .get_mut(index)
+            .filter(|entry| entry.sequence == sequence);
+        let value = entry.and_then(|entry| {
+            let value = entry.value.take()?;
+            entry.sequence = entry.sequence.wrapping_add(1) & mask;
+            Some(value)
+        });
+        let value = value.ok_or(StaleCommand { id })?;
+        self.in_flight -= 1;
+        // The index came from the id's slot bits, so it fits.
+        self.free.push(u16::try_from(index).unwrap_or(0));
+        Ok(value)
+    }
+
+    /// Every command in flight with its id, in slot order.
+    pub fn iter(&self) -> impl Iterator<Item = (CommandId, &T)> {
+        self.entries.iter().enumerate().filter_map(|(index, entry)| {
+            let index = u16::try_from(index).ok()?;
+            entry
+                .value
+                .as_ref()
+                .map(|value| (self.id(index, entry.sequence), value))
+        })
+    }
+
+    /// Takes every command in flight out, in slot order.
+    pub fn drain(&mut self) -> Vec<(CommandId, T)> {
+        let ids: Vec<CommandId> = self.iter().map(|(id, _)| id).collect();
+        ids.into_iter()
+            .filter_map(|id| self.take(id).ok().map(|value| (id, value)))
+            .collect()
+    }
+
+    fn sequence_mask(&self) -> u16 {
+        u16::MAX.checked_shr(self.slot_bits).unwrap_or(0)
+    }
+
+    fn id(&self, index: u16, sequence: u16) -> CommandId {
+        CommandId(sequence.checked_shl(self.slot_bits).unwrap_or(0) | index)
+    }
+
+    fn parts(&self, id: CommandId) -> (usize, u16) {
+        let sequence = id.0.checked_shr(self.slot_bits).unwrap_or(0);
+        let index = id.0 & !(u16::MAX.checked_shl(self.slot_bits).unwrap_or(0));
+        (usize::from(index), sequence)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_doubled_completion_is_stale() {
+        let mut slots = Slots::new(128);
+        let slot = slots.reserve().unwrap();
+        let id = slots.occupy(slot, "read");
+        assert_eq!(slots.take(id), Ok("read"));
+        assert_eq!(slots.take(id), Err(StaleCommand { id }));
+        let slot = slots.reserve().unwrap();
+        let next = slots.occupy(slot, "write");
+        assert_ne!(id, next);
+        assert_eq!(slots.take(id), Err(StaleCommand { id }));
+        assert_eq!(slots.take(next), Ok("write"));
+    }
+
+    #[test]
+    fn the_depth_is_the_limit() {
+        let mut slots = Slots::<()>::new(3);
+        let held: Vec<_> = (0..3).map(|_| slots.reserve().unwrap()).collect();
+        assert!(slots.reserve().is_none());
+        for slot in held {
+            slots.release(slot);
+        }
+        assert!(slots.reserve().is_some());
+    }
+
+    proptest! {
+        #[test]
+        fn every_command_completes_once(depth in 1_u16..300, steps in proptest::collection::vec((any::<bool>(), any::<u16>()), 0..600)) {
+            let mut slots = Slots::new(depth);
+            let mut live: Vec<(CommandId, u32)> = Vec::new();
+            let mut count = 0;
+            for (submit, pick) in steps {
+                if submit {
+                    match slots.reserve() {
+                        Some(slot) => {
+                            count += 1;
+                            live.push((slots.occupy(slot, count), count));
+                        }
+                        None => prop_assert_eq!(live.len(), usize::from(depth)),
+                    }
+                } else if !live.is_empty() {
+                    let (id, value) = live.swap_remove(usize::from(pick) % live.len());
+                    prop_assert_eq!(slots.take(id), Ok(value));
+                    prop_assert!(slots.take(id).is_err());
+                }
+                prop_assert_eq!(slots.in_flight(), live.len());
+                let stranger = CommandId(pick);
+                prop_assert_eq!(slots.get(stranger).is_ok(), live.iter().any(|(id, _)| *id == stranger));
+            }
+        }
+    }
+}
