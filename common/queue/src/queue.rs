@@ -28,7 +28,8 @@ pub trait Queue {
     fn release(&mut self, slot: Slot);
 
     /// Hands over a command and its memory. It may start at once or wait for [`commit`](Queue::commit). The command's own
-    /// command id and data pointer fields are ignored: the queue sets both.
+    /// command id and data pointer fields are ignored: the queue sets both. The id's
+    /// [`slot_index`](CommandId::slot_index) for this queue's depth is the slot's index, so an issuer may keep a table by it.
     fn submit(&mut self, slot: Slot, command: Command, data: Data) -> CommandId;
 
     /// Starts everything submitted since the last call.

@@ -10,6 +10,16 @@ use std::fmt;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CommandId(pub u16);
 
+impl CommandId {
+    /// The index of the slot that this id of a queue of `depth` commands names: below `depth` for ids that the queue
+    /// gave out. An issuer may keep what it knows about its commands in a table of its own by it.
+    #[must_use]
+    #[inline]
+    pub fn slot_index(self, depth: u16) -> usize {
+        usize::from(self.0) & (usize::from(depth.max(1)).next_power_of_two() - 1)
+    }
+}
+
 impl fmt::Debug for CommandId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "CommandId({:#06x})", self.0)
@@ -227,7 +237,9 @@ mod tests {
         assert_eq!(slots.take(id), Ok("read"));
         assert_eq!(slots.take(id), Err(StaleCommand { id }));
         let slot = slots.reserve().unwrap();
+        let index = slot.index();
         let next = slots.occupy(slot, "write");
+        assert_eq!(next.slot_index(128), index);
         assert_ne!(id, next);
         assert_eq!(slots.take(id), Err(StaleCommand { id }));
         assert_eq!(slots.take(next), Ok("write"));
