@@ -17,6 +17,6 @@ pub mod slots;
 
 pub use command::{Command, Completion, DataDirection};
 pub use gather::{GatherList, Piece};
-pub use memory::{Buffer, Data, MemoryError, Region, Segment};
+pub use memory::{Budget, Buffer, Data, MemoryError, Region, Segment};
 pub use queue::{Completed, LostReason, Queue, QueueFull, QueueLost, Undelivered, Wait};
 pub use slots::{CommandId, Slot, Slots, StaleCommand};

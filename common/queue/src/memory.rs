@@ -25,6 +25,7 @@ use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Why memory could not be had or addressed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,10 +53,70 @@ pub enum MemoryError {
     Shared,
 }
 
+/// How many bytes of regions may exist at once, counted from each region's allocation until its memory is freed,
+/// whoever held it last. Cloning shares the count.
+#[derive(Clone, Debug)]
+pub struct Budget(Arc<BudgetInner>);
+
+#[derive(Debug)]
+struct BudgetInner {
+    limit: usize,
+    used: AtomicUsize,
+}
+
+impl Budget {
+    /// A budget of `limit` bytes.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self(Arc::new(BudgetInner {
+            limit,
+            used: AtomicUsize::new(0),
+        }))
+    }
+
+    /// Bytes of regions that exist now.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.0.used.load(Ordering::Relaxed)
+    }
+
+    /// Allocates zeroed bytes aligned to `align`, or returns `None` when the budget has no room for them.
+    ///
+    /// # Errors
+    /// [`MemoryError::Allocation`] as for [`Region::allocate`].
+    pub fn allocate(&self, len: usize, align: usize) -> Result<Option<Region>, MemoryError> {
+        let before = self.0.used.fetch_add(len, Ordering::Relaxed);
+        // Holding the ticket from here on gives the bytes back on every way out.
+        let ticket = Ticket {
+            budget: self.clone(),
+            len,
+        };
+        if before.saturating_add(len) > self.0.limit {
+            return Ok(None);
+        }
+        Region::allocate_with(len, align, Some(ticket)).map(Some)
+    }
+}
+
+/// Bytes taken out of a budget, given back when dropped.
+struct Ticket {
+    budget: Budget,
+    len: usize,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.budget.0.used.fetch_sub(self.len, Ordering::Relaxed);
+    }
+}
+
 /// What backs a region and how it is given back.
 enum Backing {
-    /// Allocated here.
-    Allocated(Layout),
+    /// Allocated here, perhaps out of a budget.
+    Allocated(
+        Layout,
+        #[expect(dead_code, reason = "held only for its drop")] Option<Ticket>,
+    ),
     /// The allocation of a `Vec<u8>` of this capacity.
     Vector(usize),
     /// Memory that belongs to something else, kept alive by holding its owner.
@@ -80,7 +141,7 @@ unsafe impl Sync for Inner {}
 impl Drop for Inner {
     fn drop(&mut self) {
         match self.backing {
-            Backing::Allocated(layout) if layout.size() > 0 => {
+            Backing::Allocated(layout, _) if layout.size() > 0 => {
                 // SAFETY: `base` came from `alloc_zeroed(layout)` and is freed only here.
                 unsafe { dealloc(self.base.as_ptr(), layout) }
             }
@@ -88,7 +149,7 @@ impl Drop for Inner {
                 // SAFETY: `base`, `len` and `capacity` are the parts of one forgotten `Vec<u8>`.
                 drop(unsafe { Vec::from_raw_parts(self.base.as_ptr(), self.len, capacity) });
             }
-            Backing::Allocated(_) | Backing::Foreign(_) | Backing::Handle(_) => {}
+            Backing::Allocated(..) | Backing::Foreign(_) | Backing::Handle(_) => {}
         }
     }
 }
@@ -103,6 +164,10 @@ impl Region {
     /// # Errors
     /// [`MemoryError::Allocation`] if the system has no memory or the alignment is not a power of two.
     pub fn allocate(len: usize, align: usize) -> Result<Self, MemoryError> {
+        Self::allocate_with(len, align, None)
+    }
+
+    fn allocate_with(len: usize, align: usize, ticket: Option<Ticket>) -> Result<Self, MemoryError> {
         let layout =
             Layout::from_size_align(len, align).map_err(|_| MemoryError::Allocation { len, align })?;
         let base = if len == 0 {
@@ -639,6 +704,23 @@ mod tests {
         region.read(0, &mut first).unwrap();
         assert_eq!(first[0], 75);
         assert!(data.write(51, &bytes).is_err());
+    }
+
+    #[test]
+    fn a_budget_counts_what_exists() {
+        let budget = Budget::new(8192);
+        let first = budget.allocate(4096, 4096).unwrap().unwrap();
+        let second = budget.allocate(4096, 4096).unwrap().unwrap();
+        assert!(budget.allocate(1, 1).unwrap().is_none());
+        let part = second.segment(0..1).unwrap();
+        drop(second);
+        assert!(budget.allocate(1, 1).unwrap().is_none());
+        drop(part);
+        assert_eq!(budget.used(), 4096);
+        assert!(budget.allocate(4096, 3).is_err());
+        assert_eq!(budget.used(), 4096);
+        drop(first);
+        assert_eq!(budget.used(), 0);
     }
 
     #[test]
