@@ -179,7 +179,7 @@ impl Region {
         Ok(Self(Arc::new(Inner {
             base,
             len,
-            backing: Backing::Allocated(layout),
+            backing: Backing::Allocated(layout, ticket),
         })))
     }
 
