@@ -1,1 +1,41 @@
-//! placeholder
+//! `homi-initiator`: NVMe over Fabrics from the host's side, as a library without global state, without a daemon and without root.
+//!
+//! ```text
+//! Uri ──► Initiator ──► Controller ──► FabricQueue ─┐
+//!             │                                     ├─ AnyQueue: Queue ──► Blocking ──► Disk
+//!             └───────► Device ─────────────────────┘                └───► AsyncQueue (feature `tokio`)
+//! ```
+//!
+//! - [`uri`] — where blocks are, in one line: `nvme+tcp://host:4420/NQN`, `file:///path`, `ram://64M`.
+//! - [`Initiator`] — a host: discovers, connects, opens.
+//! - [`Controller`] — an association: identify pages, logs, admin commands, events, queues.
+//! - [`Device`] — blocks on any path, with the same queue whatever the path.
+//! - [`StreamQueue`] — the queue over a byte stream, run by the thread that calls it.
+//! - `Blocking`, `Disk` — layers for callers that want to wait.
+//!
+//! Not here yet: multipath and reconnecting, accelerator memory, authentication, TLS, RDMA and PCIe paths.
+
+mod identity;
+
+pub mod controller;
+pub mod device;
+pub mod error;
+pub mod initiator;
+pub mod options;
+pub mod queue;
+pub mod stream;
+pub mod tcp;
+pub mod uri;
+
+pub use controller::{AdminReply, Controller, ControllerEvent, ControllerStatus};
+pub use device::{AnyQueue, Device};
+pub use error::Error;
+pub use homi_fabric::host::{
+    AddressFamily, ConnectError, ControllerInfo, ControllerKind, DiscoveryRecord, InfoError, NamespaceInfo,
+    SubsystemKind, TransportKind,
+};
+pub use initiator::Initiator;
+pub use options::{InitiatorBuilder, QueueOptions};
+pub use queue::{Counters, FabricQueue, StreamQueue};
+pub use stream::ByteStream;
+pub use uri::{TcpUri, Uri, UriError};

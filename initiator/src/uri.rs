@@ -1,0 +1,488 @@
+//! [`Uri`]: where blocks are, in one line.
+//!
+//! | form | what it is |
+//! |---|---|
+//! | `nvme+tcp://host[:4420]/NQN[?nsid=N]` | a subsystem, or one of its namespaces, over NVMe/TCP |
+//! | `nvme+tcp://host[:8009]` | the discovery service of a host |
+//! | `file:///path[?block=4096]` | a file or block device of this machine |
+//! | `ram://SIZE[?block=4096]` | memory of this process, `SIZE` as in `64M` |
+//!
+//! IPv6 addresses stand in brackets (`[::1]:4420`). In an NQN the characters `%`, `?` and `#` are written `%25`, `%3F` and
+//! `%23`.
+
+use std::fmt::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use homi_spec::nqn::{DISCOVERY_NQN, Nqn};
+
+/// Port of NVMe/TCP I/O controllers.
+pub const PORT_IO: u16 = 4420;
+/// Port of NVMe/TCP discovery controllers.
+pub const PORT_DISCOVERY: u16 = 8009;
+/// Block size of local executors that name none, in bytes.
+pub const LOCAL_BLOCK: u32 = 4096;
+
+/// Where blocks, or the directory of them, can be reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Uri {
+    /// A controller behind NVMe/TCP.
+    Tcp(TcpUri),
+    /// A file or a block device of this machine.
+    File {
+        /// Absolute path.
+        path: PathBuf,
+        /// Logical block size in bytes.
+        block_size: u32,
+    },
+    /// Memory of this process, zeroed at first and gone when it is closed.
+    Ram {
+        /// Size in bytes, a multiple of the block size.
+        size: u64,
+        /// Logical block size in bytes.
+        block_size: u32,
+    },
+}
+
+/// A controller behind NVMe/TCP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TcpUri {
+    /// Name or address of the host, without brackets.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// Subsystem; `None` means the host's discovery service.
+    pub nqn: Option<Nqn>,
+    /// Namespace; `None` means the only one.
+    pub nsid: Option<u32>,
+}
+
+/// Why a line is not a [`Uri`]. Each message says what to change.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum UriError {
+    /// No scheme at all.
+    #[error("\"{0}\" has no scheme: write nvme+tcp://HOST:PORT/NQN, file:///PATH or ram://SIZE")]
+    NoScheme(String),
+    /// A scheme that nobody knows.
+    #[error("unknown scheme \"{0}\": use nvme+tcp, file or ram")]
+    UnknownScheme(String),
+    /// A path that is known but not built into this release.
+    #[error("{scheme} is not supported by this build: {missing}; use nvme+tcp, file or ram")]
+    Unsupported {
+        /// The scheme asked for.
+        scheme: &'static str,
+        /// What is missing.
+        missing: &'static str,
+    },
+    /// No host between the slashes.
+    #[error("no host in \"{0}\": write nvme+tcp://HOST[:PORT]/NQN")]
+    NoHost(String),
+    /// An IPv6 address without brackets, or brackets that do not close.
+    #[error("\"{0}\" is not a host: put an IPv6 address in brackets, as in nvme+tcp://[::1]:4420/NQN")]
+    BadHost(String),
+    /// The port is not a number from 1 to 65535.
+    #[error("\"{0}\" is not a port: use a number from 1 to 65535")]
+    BadPort(String),
+    /// The subsystem name is not an NQN.
+    #[error("the path of \"{uri}\" is not a subsystem name: {reason}")]
+    BadNqn {
+        /// The line.
+        uri: String,
+        /// What about the name is wrong.
+        reason: String,
+    },
+    /// A parameter after `?` that this scheme does not have.
+    #[error("unknown parameter \"{name}\": {scheme} takes {known}")]
+    UnknownParameter {
+        /// The parameter.
+        name: String,
+        /// The scheme.
+        scheme: &'static str,
+        /// Parameters that it has.
+        known: &'static str,
+    },
+    /// The namespace id is not a number from 1 to FFFFFFFEh.
+    #[error("\"{0}\" is not a namespace id: use a number from 1, as in ?nsid=1")]
+    BadNsid(String),
+    /// A namespace was asked for without a subsystem.
+    #[error("\"{0}\" names a namespace but no subsystem: write nvme+tcp://HOST:PORT/NQN?nsid=N")]
+    NsidWithoutSubsystem(String),
+    /// The block size is not a power of two from 512 to 65536.
+    #[error("\"{0}\" is not a block size: use 512, 4096 or another power of two up to 65536")]
+    BadBlock(String),
+    /// A file path that is not absolute.
+    #[error("\"{0}\" is not an absolute path: write file:///PATH with three slashes")]
+    RelativePath(String),
+    /// A size that is not a number with an optional suffix.
+    #[error("\"{0}\" is not a size: write a number of bytes, or one with K, M, G or T, as in ram://64M")]
+    BadSize(String),
+    /// A size that is not a whole number of blocks.
+    #[error("{size} bytes are not a whole number of {block_size}-byte blocks: round the size up")]
+    UnevenSize {
+        /// Bytes asked for.
+        size: u64,
+        /// Block size in bytes.
+        block_size: u32,
+    },
+}
+
+impl Uri {
+    /// The discovery service of a host, at its usual port.
+    #[must_use]
+    pub fn discovery(host: &str) -> Self {
+        Self::Tcp(TcpUri { host: host.to_owned(), port: PORT_DISCOVERY, nqn: None, nsid: None })
+    }
+
+    /// A subsystem behind NVMe/TCP.
+    #[must_use]
+    pub fn subsystem(host: &str, port: u16, nqn: Nqn) -> Self {
+        Self::Tcp(TcpUri { host: host.to_owned(), port, nqn: Some(nqn), nsid: None })
+    }
+
+    /// The same controller with this namespace chosen; local URIs stay as they are.
+    #[must_use]
+    pub fn with_nsid(mut self, nsid: u32) -> Self {
+        if let Self::Tcp(tcp) = &mut self {
+            tcp.nsid = Some(nsid);
+        }
+        self
+    }
+
+    /// Whether this names a discovery service rather than blocks.
+    #[must_use]
+    pub fn is_discovery(&self) -> bool {
+        match self {
+            Self::Tcp(tcp) => tcp.nqn.as_ref().is_none_or(Nqn::is_discovery),
+            Self::File { .. } | Self::Ram { .. } => false,
+        }
+    }
+
+    /// Whether the blocks are on this machine, reached without a fabric.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        matches!(self, Self::File { .. } | Self::Ram { .. })
+    }
+}
+
+impl TcpUri {
+    /// `host:port`, with brackets where the host is an IPv6 address.
+    #[must_use]
+    pub fn address(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+
+    /// The subsystem to connect to: the discovery subsystem if none is named.
+    #[must_use]
+    pub fn subsystem(&self) -> Nqn {
+        self.nqn.clone().unwrap_or_else(Nqn::discovery)
+    }
+}
+
+impl FromStr for Uri {
+    type Err = UriError;
+
+    fn from_str(line: &str) -> Result<Self, UriError> {
+        let line = line.trim();
+        let (scheme, rest) = line.split_once("://").ok_or_else(|| UriError::NoScheme(line.to_owned()))?;
+        match scheme {
+            "nvme+tcp" => parse_tcp(line, rest).map(Self::Tcp),
+            "file" => parse_file(rest),
+            "ram" => parse_ram(rest),
+            "nvme+rdma" => Err(UriError::Unsupported {
+                scheme: "nvme+rdma",
+                missing: "the RDMA transport is not part of it yet",
+            }),
+            "nvme+pci" => Err(UriError::Unsupported {
+                scheme: "nvme+pci",
+                missing: "the user-space PCIe driver is not part of it yet",
+            }),
+            other => Err(UriError::UnknownScheme(other.to_owned())),
+        }
+    }
+}
+
+fn parse_tcp(line: &str, rest: &str) -> Result<TcpUri, UriError> {
+    let (rest, query) = split_query(rest);
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let (host, port) = split_authority(line, authority)?;
+    let nqn = match path {
+        "" => None,
+        path => {
+            let bad = |reason: String| UriError::BadNqn { uri: line.to_owned(), reason };
+            let name = percent_decode(path).map_err(|reason| bad(reason.to_owned()))?;
+            Some(Nqn::lenient(&name).map_err(|error| bad(error.to_string()))?)
+        }
+    };
+    let mut nsid = None;
+    for (name, value) in parameters(query) {
+        match name {
+            "nsid" => nsid = Some(parse_nsid(value)?),
+            _ => return Err(unknown_parameter(name, "nvme+tcp", "nsid")),
+        }
+    }
+    if nsid.is_some() && nqn.is_none() {
+        return Err(UriError::NsidWithoutSubsystem(line.to_owned()));
+    }
+    let discovery = nqn.as_ref().is_none_or(|nqn| nqn.as_str() == DISCOVERY_NQN);
+    let port = port.unwrap_or(if discovery { PORT_DISCOVERY } else { PORT_IO });
+    Ok(TcpUri { host, port, nqn, nsid })
+}
+
+fn split_authority(line: &str, authority: &str) -> Result<(String, Option<u16>), UriError> {
+    let bad_host = || UriError::BadHost(authority.to_owned());
+    let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
+        let (host, after) = rest.split_once(']').ok_or_else(bad_host)?;
+        match after.strip_prefix(':') {
+            Some(port) => (host, Some(port)),
+            None if after.is_empty() => (host, None),
+            None => return Err(bad_host()),
+        }
+    } else {
+        match authority.split_once(':') {
+            Some((_, port)) if port.contains(':') => return Err(bad_host()),
+            Some((host, port)) => (host, Some(port)),
+            None => (authority, None),
+        }
+    };
+    if host.is_empty() {
+        return Err(UriError::NoHost(line.to_owned()));
+    }
+    if host.chars().any(|c| c.is_whitespace() || c.is_control() || matches!(c, '@' | '[' | ']')) {
+        return Err(bad_host());
+    }
+    let port = match port {
+        None => None,
+        Some(text) => match text.parse::<u16>() {
+            Ok(port) if port > 0 => Some(port),
+            _ => return Err(UriError::BadPort(text.to_owned())),
+        },
+    };
+    Ok((host.to_owned(), port))
+}
+
+fn parse_file(rest: &str) -> Result<Uri, UriError> {
+    let (path, query) = split_query(rest);
+    if !Path::new(path).is_absolute() {
+        return Err(UriError::RelativePath(path.to_owned()));
+    }
+    let block_size = local_parameters(query, "file")?;
+    let path = percent_decode(path).map_err(|_| UriError::RelativePath(path.to_owned()))?;
+    Ok(Uri::File { path: PathBuf::from(path), block_size })
+}
+
+fn parse_ram(rest: &str) -> Result<Uri, UriError> {
+    let (size, query) = split_query(rest);
+    let block_size = local_parameters(query, "ram")?;
+    let size = parse_size(size).ok_or_else(|| UriError::BadSize(size.to_owned()))?;
+    if size == 0 || !size.is_multiple_of(u64::from(block_size)) {
+        return Err(UriError::UnevenSize { size, block_size });
+    }
+    Ok(Uri::Ram { size, block_size })
+}
+
+fn local_parameters(query: &str, scheme: &'static str) -> Result<u32, UriError> {
+    let mut block_size = LOCAL_BLOCK;
+    for (name, value) in parameters(query) {
+        match name {
+            "block" => {
+                block_size = parse_size(value)
+                    .and_then(|size| u32::try_from(size).ok())
+                    .filter(|size| size.is_power_of_two() && (512..=65536).contains(size))
+                    .ok_or_else(|| UriError::BadBlock(value.to_owned()))?;
+            }
+            _ => return Err(unknown_parameter(name, scheme, "block")),
+        }
+    }
+    Ok(block_size)
+}
+
+fn unknown_parameter(name: &str, scheme: &'static str, known: &'static str) -> UriError {
+    UriError::UnknownParameter { name: name.to_owned(), scheme, known }
+}
+
+fn parse_nsid(text: &str) -> Result<u32, UriError> {
+    match text.parse::<u32>() {
+        // FFFFFFFFh addresses every namespace and 0 none (Base 2.0 §3.2.1).
+        Ok(nsid) if nsid > 0 && nsid < u32::MAX => Ok(nsid),
+        _ => Err(UriError::BadNsid(text.to_owned())),
+    }
+}
+
+/// A number of bytes with an optional suffix `K`, `M`, `G` or `T` (powers of 1024; `KiB` and `KB` mean the same), or `None`
+/// if the text is none or the size does not fit.
+#[must_use]
+pub fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, suffix) = text.split_at(digits);
+    let shift = match suffix.to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KB" | "KIB" => 10,
+        "M" | "MB" | "MIB" => 20,
+        "G" | "GB" | "GIB" => 30,
+        "T" | "TB" | "TIB" => 40,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+fn split_query(rest: &str) -> (&str, &str) {
+    rest.split_once('?').unwrap_or((rest, ""))
+}
+
+fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
+    query.split('&').filter(|part| !part.is_empty()).map(|part| part.split_once('=').unwrap_or((part, "")))
+}
+
+fn percent_decode(text: &str) -> Result<String, &'static str> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let digit = |byte: Option<u8>| char::from(byte?).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        match (digit(rest.next()), digit(rest.next())) {
+            (Some(high), Some(low)) => bytes.push(high << 4 | low),
+            _ => return Err("a % is not followed by two hexadecimal digits: write it as %25"),
+        }
+    }
+    String::from_utf8(bytes).map_err(|_| "the decoded text is not utf-8")
+}
+
+/// Writes text so that [`percent_decode`] gives it back.
+fn percent_encode(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    for c in text.chars() {
+        if c.is_ascii() && (matches!(c, '%' | '?' | '#') || c.is_ascii_whitespace() || c.is_ascii_control()) {
+            write!(f, "%{:02X}", u32::from(c))?;
+        } else {
+            f.write_char(c)?;
+        }
+    }
+    Ok(())
+}
+
+impl fmt::Display for Uri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(tcp) => write!(f, "{tcp}"),
+            Self::File { path, block_size } => {
+                f.write_str("file://")?;
+                percent_encode(f, &path.to_string_lossy())?;
+                write_block(f, *block_size)
+            }
+            Self::Ram { size, block_size } => {
+                write!(f, "ram://{size}")?;
+                write_block(f, *block_size)
+            }
+        }
+    }
+}
+
+fn write_block(f: &mut fmt::Formatter<'_>, block_size: u32) -> fmt::Result {
+    if block_size == LOCAL_BLOCK { Ok(()) } else { write!(f, "?block={block_size}") }
+}
+
+impl fmt::Display for TcpUri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "nvme+tcp://{}", self.address())?;
+        if let Some(nqn) = &self.nqn {
+            f.write_char('/')?;
+            percent_encode(f, nqn.as_str())?;
+        }
+        match self.nsid {
+            Some(nsid) => write!(f, "?nsid={nsid}"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tcp(line: &str) -> TcpUri {
+        match line.parse() {
+            Ok(Uri::Tcp(tcp)) => tcp,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_form_is_read_and_written_back() {
+        for line in [
+            "nvme+tcp://host:4420/nqn.2024-01.org.example:disk1",
+            "nvme+tcp://10.0.0.1:4421/nqn.2024-01.org.example:disk1?nsid=7",
+            "nvme+tcp://[fe80::1%eth0]:4420/nqn.2024-01.org.example:disk1",
+            "nvme+tcp://[::1]:8009",
+            "nvme+tcp://host:4420/any name at all?nsid=1",
+            "nvme+tcp://host:4420/odd%3Fname%25",
+            "file:///tmp/disk image.raw",
+            "file:///tmp/disk?block=512",
+            "ram://67108864",
+            "ram://1048576?block=512",
+        ] {
+            let uri: Uri = line.parse().unwrap();
+            assert_eq!(uri.to_string().parse::<Uri>().unwrap(), uri, "{line}");
+        }
+    }
+
+    #[test]
+    fn ports_default_to_what_is_asked_for() {
+        assert_eq!(tcp("nvme+tcp://host").port, PORT_DISCOVERY);
+        assert_eq!(tcp("nvme+tcp://host/").port, PORT_DISCOVERY);
+        assert_eq!(tcp("nvme+tcp://host/nqn.2014-08.org.nvmexpress.discovery").port, PORT_DISCOVERY);
+        assert_eq!(tcp("nvme+tcp://host/nqn.2024-01.org.example:a").port, PORT_IO);
+        assert!("nvme+tcp://host".parse::<Uri>().unwrap().is_discovery());
+        assert_eq!(tcp("nvme+tcp://[::1]").address(), "[::1]:8009");
+    }
+
+    #[test]
+    fn sizes_have_suffixes() {
+        assert_eq!("ram://64M".parse(), Ok(Uri::Ram { size: 64 << 20, block_size: 4096 }));
+        assert_eq!(parse_size("1GiB"), Some(1 << 30));
+        assert_eq!(parse_size("99999999999T"), None);
+        assert_eq!(parse_size("1X"), None);
+        assert_eq!(parse_size(""), None);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        for (line, says) in [
+            ("host:4420", "no scheme"),
+            ("nvme://host", "unknown scheme \"nvme\""),
+            ("nvme+rdma://host/nqn", "RDMA transport"),
+            ("nvme+pci://0000:01:00.0", "PCIe driver"),
+            ("nvme+tcp:///nqn.2024-01.org.example:a", "no host"),
+            ("nvme+tcp://::1/nqn.2024-01.org.example:a", "brackets"),
+            ("nvme+tcp://[::1", "brackets"),
+            ("nvme+tcp://[::1]x", "brackets"),
+            ("nvme+tcp://host:0/nqn", "not a port"),
+            ("nvme+tcp://host:70000/nqn", "not a port"),
+            ("nvme+tcp://host:/nqn", "not a port"),
+            ("nvme+tcp://host/a%zz", "%25"),
+            ("nvme+tcp://host/nqn?nsid=0", "not a namespace id"),
+            ("nvme+tcp://host/nqn?nsid=4294967295", "not a namespace id"),
+            ("nvme+tcp://host?nsid=1", "no subsystem"),
+            ("nvme+tcp://host/nqn?depth=1", "takes nsid"),
+            ("file://tmp/x", "three slashes"),
+            ("file:///x?block=1000", "not a block size"),
+            ("file:///x?size=1", "takes block"),
+            ("ram://lots", "not a size"),
+            ("ram://1000", "whole number"),
+            ("ram://0", "whole number"),
+        ] {
+            let error = line.parse::<Uri>().unwrap_err().to_string();
+            assert!(error.contains(says), "{line}: {error}");
+            assert!(!error.contains('\n'));
+        }
+        let long = format!("nvme+tcp://host/{}", "n".repeat(300));
+        assert!(long.parse::<Uri>().unwrap_err().to_string().contains("223"));
+    }
+}
