@@ -248,7 +248,11 @@ pub const SQE_SIZE: usize = size_of::<Sqe>();
 impl Sqe {
     /// An entry of zeroes with this opcode and namespace.
     pub fn new(opcode: u8, nsid: u32) -> Self {
-        Self { opcode, nsid: U32::new(nsid), ..Self::default() }
+        Self {
+            opcode,
+            nsid: U32::new(nsid),
+            ..Self::default()
+        }
     }
 
     /// The opcode as one of the admin queue.
@@ -386,7 +390,10 @@ pub const CQE_SIZE: usize = size_of::<Cqe>();
 impl Cqe {
     /// A successful completion of this command; the phase tag is clear, as over fabrics.
     pub fn new(cid: u16) -> Self {
-        Self { cid: U16::new(cid), ..Self::default() }
+        Self {
+            cid: U16::new(cid),
+            ..Self::default()
+        }
     }
 
     /// The status without the phase tag.

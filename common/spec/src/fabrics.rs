@@ -160,17 +160,27 @@ pub enum ConnectResponse {
 impl ConnectResponse {
     /// The controller's identifier, without demands for authentication.
     pub const fn success(cntlid: u16) -> Self {
-        Self::Success { cntlid, auth_transaction_required: false, auth_secure_channel_required: false }
+        Self::Success {
+            cntlid,
+            auth_transaction_required: false,
+            auth_secure_channel_required: false,
+        }
     }
 
     /// An invalid parameter in the submission queue entry, at this byte.
     pub const fn invalid_command_field(offset: u16) -> Self {
-        Self::InvalidParameter { offset, in_data: false }
+        Self::InvalidParameter {
+            offset,
+            in_data: false,
+        }
     }
 
     /// An invalid parameter in the connect data, at this byte.
     pub const fn invalid_data_field(offset: u16) -> Self {
-        Self::InvalidParameter { offset, in_data: true }
+        Self::InvalidParameter {
+            offset,
+            in_data: true,
+        }
     }
 
     /// What a completion says.
@@ -183,7 +193,10 @@ impl ConnectResponse {
                 auth_secure_channel_required: dw0 & (1 << 18) != 0,
             }
         } else if status.is(Status::CONNECT_INVALID_PARAMETERS) {
-            Self::InvalidParameter { offset: (dw0 & 0xffff) as u16, in_data: dw0 & (1 << 16) != 0 }
+            Self::InvalidParameter {
+                offset: (dw0 & 0xffff) as u16,
+                in_data: dw0 & (1 << 16) != 0,
+            }
         } else {
             Self::Failed(status)
         }
@@ -192,7 +205,11 @@ impl ConnectResponse {
     /// Writes dword 0 and the status. An invalid parameter is marked Do Not Retry.
     pub fn apply(self, cqe: &mut Cqe) {
         let (dw0, status) = match self {
-            Self::Success { cntlid, auth_transaction_required, auth_secure_channel_required } => (
+            Self::Success {
+                cntlid,
+                auth_transaction_required,
+                auth_secure_channel_required,
+            } => (
                 u32::from(cntlid)
                     | (u32::from(auth_transaction_required) << 17)
                     | (u32::from(auth_secure_channel_required) << 18),
@@ -219,8 +236,9 @@ pub struct Disconnect {
 impl Disconnect {
     /// The fields of a Disconnect; `None` when the entry is another command.
     pub fn from_sqe(sqe: &Sqe) -> Option<Self> {
-        (sqe.fabrics_type() == Some(FabricsType::DISCONNECT))
-            .then(|| Self { recfmt: (sqe.cdw10.get() & 0xffff) as u16 })
+        (sqe.fabrics_type() == Some(FabricsType::DISCONNECT)).then(|| Self {
+            recfmt: (sqe.cdw10.get() & 0xffff) as u16,
+        })
     }
 
     /// The entry of this Disconnect.
@@ -255,7 +273,9 @@ impl Property {
     pub const fn size(self) -> Option<PropertySize> {
         match self {
             Self::CAP => Some(PropertySize::Eight),
-            Self::VS | Self::CC | Self::CSTS | Self::NSSR | Self::NSSD | Self::CRTO => Some(PropertySize::Four),
+            Self::VS | Self::CC | Self::CSTS | Self::NSSR | Self::NSSD | Self::CRTO => {
+                Some(PropertySize::Four)
+            }
             _ => None,
         }
     }
@@ -372,12 +392,24 @@ pub struct Authentication {
 impl Authentication {
     /// A send of `length` bytes of in-band authentication.
     pub const fn send(length: u32) -> Self {
-        Self { send: true, secp: SECP_NVME, spsp0: 1, spsp1: 1, length }
+        Self {
+            send: true,
+            secp: SECP_NVME,
+            spsp0: 1,
+            spsp1: 1,
+            length,
+        }
     }
 
     /// A receive of at most `length` bytes of in-band authentication.
     pub const fn receive(length: u32) -> Self {
-        Self { send: false, secp: SECP_NVME, spsp0: 1, spsp1: 1, length }
+        Self {
+            send: false,
+            secp: SECP_NVME,
+            spsp0: 1,
+            spsp1: 1,
+            length,
+        }
     }
 
     /// The fields of an authentication command; `None` when the entry is another command.
@@ -388,13 +420,22 @@ impl Authentication {
             _ => return None,
         };
         let [_, spsp0, spsp1, secp] = sqe.cdw10.to_bytes();
-        Some(Self { send, secp, spsp0, spsp1, length: sqe.cdw11.get() })
+        Some(Self {
+            send,
+            secp,
+            spsp0,
+            spsp1,
+            length: sqe.cdw11.get(),
+        })
     }
 
     /// The entry of this command, whose payload lies where `data` says.
     pub fn to_sqe(self, cid: u16, data: Sgl) -> Sqe {
-        let fctype =
-            if self.send { FabricsType::AUTHENTICATION_SEND } else { FabricsType::AUTHENTICATION_RECEIVE };
+        let fctype = if self.send {
+            FabricsType::AUTHENTICATION_SEND
+        } else {
+            FabricsType::AUTHENTICATION_RECEIVE
+        };
         let mut sqe = fabrics_sqe(fctype, cid);
         sqe.set_sgl(data);
         sqe.cdw10 = U32::from_bytes([0, self.spsp0, self.spsp1, self.secp]);

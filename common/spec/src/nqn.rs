@@ -71,7 +71,9 @@ pub enum NqnError {
     #[error("the nqn has no valid reverse domain name after its date, as in \"org.example\"")]
     Domain,
     /// A name of the UUID form whose UUID is malformed.
-    #[error("the nqn is of the uuid form but does not end in a uuid such as 12345678-1234-1234-1234-123456789abc")]
+    #[error(
+        "the nqn is of the uuid form but does not end in a uuid such as 12345678-1234-1234-1234-123456789abc"
+    )]
     Uuid,
 }
 
@@ -165,7 +167,10 @@ impl Nqn {
 
 /// The string in a NUL-padded field.
 fn field_str(field: &[u8; FIELD_LEN]) -> Result<&str, NqnError> {
-    let end = field.iter().position(|&byte| byte == 0).ok_or(NqnError::NotTerminated)?;
+    let end = field
+        .iter()
+        .position(|&byte| byte == 0)
+        .ok_or(NqnError::NotTerminated)?;
     if end > MAX_LEN {
         return Err(NqnError::NotTerminated);
     }
@@ -173,7 +178,9 @@ fn field_str(field: &[u8; FIELD_LEN]) -> Result<&str, NqnError> {
     if let Some(extra) = padding.iter().position(|&byte| byte != 0) {
         return Err(NqnError::Padding { offset: end + extra });
     }
-    core::str::from_utf8(name).map_err(|error| NqnError::NotUtf8 { offset: error.valid_up_to() })
+    core::str::from_utf8(name).map_err(|error| NqnError::NotUtf8 {
+        offset: error.valid_up_to(),
+    })
 }
 
 /// Base 2.0 §4.5: both formats begin with a date and a reverse domain name; the UUID form names a whole UUID.
@@ -196,7 +203,9 @@ fn check_form(name: &str) -> Result<(), NqnError> {
     let domain = domain.split(|&byte| byte == b':').next().unwrap_or_default();
     let label_ok = |label: &[u8]| {
         !label.is_empty()
-            && label.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-')
+            && label
+                .iter()
+                .all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-')
             && label.first() != Some(&b'-')
             && label.last() != Some(&b'-')
     };

@@ -12,7 +12,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// A descriptor as it stands on the wire: 16 bytes whose last holds type (b7:4) and subtype (b3:0).
 /// Base 2.0 §4.1.2.1.
-#[derive(Copy, Clone, Eq, PartialEq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Copy, Clone, Eq, PartialEq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(transparent)]
 pub struct Sgl(pub [u8; 16]);
 const _: () = assert!(size_of::<Sgl>() == 16);
@@ -136,7 +138,10 @@ impl SglDescriptor {
         let (address, length) = (plain.address.get(), plain.length.get());
         match plain.id {
             id::DATA_BLOCK => Self::DataBlock { address, length },
-            id::DATA_BLOCK_OFFSET => Self::InCapsule { offset: address, length },
+            id::DATA_BLOCK_OFFSET => Self::InCapsule {
+                offset: address,
+                length,
+            },
             id::BIT_BUCKET => Self::BitBucket { length },
             id::SEGMENT => Self::Segment { address, length },
             id::LAST_SEGMENT => Self::LastSegment { address, length },
@@ -151,7 +156,11 @@ impl SglDescriptor {
                     invalidate: keyed.id == id::KEYED_INVALIDATE,
                 }
             }
-            other => Self::Unknown { type_: other >> 4, subtype: other & 0xf, raw: *raw },
+            other => Self::Unknown {
+                type_: other >> 4,
+                subtype: other & 0xf,
+                raw: *raw,
+            },
         }
     }
 
@@ -166,7 +175,12 @@ impl SglDescriptor {
             Self::BitBucket { length } => Sgl::unkeyed(0, length, id::BIT_BUCKET),
             Self::Segment { address, length } => Sgl::unkeyed(address, length, id::SEGMENT),
             Self::LastSegment { address, length } => Sgl::unkeyed(address, length, id::LAST_SEGMENT),
-            Self::Keyed { address, length, key, invalidate } => Sgl::keyed(address, length, key, invalidate)?,
+            Self::Keyed {
+                address,
+                length,
+                key,
+                invalidate,
+            } => Sgl::keyed(address, length, key, invalidate)?,
             Self::Transport { length } => Sgl::transport(length),
             Self::Unknown { raw, .. } => raw,
         })
@@ -187,8 +201,12 @@ impl SglDescriptor {
 
 impl Sgl {
     fn unkeyed(address: u64, length: u32, id: u8) -> Self {
-        let plain =
-            Unkeyed { address: U64::new(address), length: U32::new(length), reserved: [0; 3], id };
+        let plain = Unkeyed {
+            address: U64::new(address),
+            length: U32::new(length),
+            reserved: [0; 3],
+            id,
+        };
         zerocopy::transmute!(plain)
     }
 
@@ -220,7 +238,11 @@ impl Sgl {
             address: U64::new(address),
             length: [low, middle, high],
             key: U32::new(key),
-            id: if invalidate { id::KEYED_INVALIDATE } else { id::KEYED },
+            id: if invalidate {
+                id::KEYED_INVALIDATE
+            } else {
+                id::KEYED
+            },
         };
         Ok(zerocopy::transmute!(keyed))
     }
@@ -233,6 +255,8 @@ impl Sgl {
 
 impl fmt::Debug for Sgl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Sgl").field(&format_args!("{:02x?}", self.0)).finish()
+        f.debug_tuple("Sgl")
+            .field(&format_args!("{:02x?}", self.0))
+            .finish()
     }
 }

@@ -125,9 +125,7 @@ impl Status {
 
     /// Whether the status is one of the asymmetric namespace access states: Base 2.0 §8.1.
     pub const fn is_ana(self) -> bool {
-        self.is(Self::ANA_PERSISTENT_LOSS)
-            || self.is(Self::ANA_INACCESSIBLE)
-            || self.is(Self::ANA_TRANSITION)
+        self.is(Self::ANA_PERSISTENT_LOSS) || self.is(Self::ANA_INACCESSIBLE) || self.is(Self::ANA_TRANSITION)
     }
 }
 
@@ -391,7 +389,10 @@ impl Status {
     /// The status in words, or `None` where this crate has none. Codes that several command sets use for
     /// different things name each.
     pub fn name(self) -> Option<&'static str> {
-        NAMED.iter().find(|(status, _)| self.is(*status)).map(|(_, text)| *text)
+        NAMED
+            .iter()
+            .find(|(status, _)| self.is(*status))
+            .map(|(_, text)| *text)
     }
 }
 

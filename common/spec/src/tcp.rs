@@ -98,7 +98,9 @@ pub mod dgst {
 }
 
 /// The common header: 8 bytes. TCP Transport §3.6.1.
-#[derive(Copy, Clone, Debug, Eq, PartialEq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Copy, Clone, Debug, Eq, PartialEq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct PduHeader {
     /// PDU type.
@@ -117,7 +119,13 @@ const _: () = assert!(size_of::<PduHeader>() == 8);
 impl PduHeader {
     /// A header; the type fixes HLEN (0 for an unknown type).
     pub fn new(pdu_type: PduType, flags: u8, pdo: u8, plen: u32) -> Self {
-        Self { pdu_type, flags, hlen: pdu_type.hlen().unwrap_or(0), pdo, plen: U32::new(plen) }
+        Self {
+            pdu_type,
+            flags,
+            hlen: pdu_type.hlen().unwrap_or(0),
+            pdo,
+            plen: U32::new(plen),
+        }
     }
 
     /// Whether this flag is set.
@@ -212,7 +220,9 @@ open_enum! {
 
 /// Terminate request of either side: a 24-byte header, then at most 128 bytes of the offending unit's header.
 /// TCP Transport §3.6.2.4 and §3.6.2.5. Never carries digests.
-#[derive(Copy, Clone, Debug, Eq, PartialEq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Copy, Clone, Debug, Eq, PartialEq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct TermReq {
     /// Common header.
@@ -245,7 +255,9 @@ impl TermReq {
 }
 
 /// Command capsule: 72 bytes, then in-capsule data at PDO. TCP Transport §3.6.2.6.
-#[derive(Copy, Clone, Debug, Eq, PartialEq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Copy, Clone, Debug, Eq, PartialEq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct CapsuleCmd {
     /// Common header.
@@ -256,7 +268,9 @@ pub struct CapsuleCmd {
 const _: () = assert!(size_of::<CapsuleCmd>() == 72);
 
 /// Response capsule: 24 bytes. TCP Transport §3.6.2.7.
-#[derive(Copy, Clone, Debug, Eq, PartialEq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Copy, Clone, Debug, Eq, PartialEq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct CapsuleResp {
     /// Common header.
@@ -267,7 +281,9 @@ pub struct CapsuleResp {
 const _: () = assert!(size_of::<CapsuleResp>() == 24);
 
 /// Data from the host: 24 bytes, then data at PDO. TCP Transport §3.6.2.8.
-#[derive(Copy, Clone, Debug, Eq, PartialEq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Copy, Clone, Debug, Eq, PartialEq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct H2CData {
     /// Common header.
@@ -286,7 +302,9 @@ pub struct H2CData {
 const _: () = assert!(size_of::<H2CData>() == 24);
 
 /// Data from the controller: 24 bytes, then data at PDO. TCP Transport §3.6.2.9.
-#[derive(Copy, Clone, Debug, Eq, PartialEq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Copy, Clone, Debug, Eq, PartialEq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct C2HData {
     /// Common header.
@@ -305,7 +323,9 @@ pub struct C2HData {
 const _: () = assert!(size_of::<C2HData>() == 24);
 
 /// Ready to transfer: 24 bytes. TCP Transport §3.6.2.10.
-#[derive(Copy, Clone, Debug, Eq, PartialEq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Copy, Clone, Debug, Eq, PartialEq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct R2t {
     /// Common header.
