@@ -3,10 +3,12 @@
 //! ([`time::Instant`]), so whole associations run in a test without a socket and without waiting.
 //!
 //! - [`time`] — the points in time that deadlines are made of.
+//! - [`controller`] — what a controller is: Connect, admin commands, namespaces, whatever the transport.
 //! - [`host`] — what a host sends to bring a controller up, keep it and discover others.
 //! - [`tcp`] — the NVMe/TCP transport: framing, digests, flow of data, both ends.
 #![forbid(unsafe_code)]
 
+pub mod controller;
 pub mod host;
 pub mod tcp;
 pub mod time;

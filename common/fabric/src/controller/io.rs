@@ -1,0 +1,204 @@
+//! Commands of the NVM command set, checked once before anything is allocated, solicited or executed.
+//!
+//! [`parse`] runs for every I/O command: it allocates nothing and looks up one namespace. What it lets through can
+//! be executed as it stands. The ranges of a Dataset Management command come later, with its data:
+//! [`deallocate_ranges`].
+//!
+//! Not implemented, and refused as invalid opcodes: Write Uncorrectable, Copy, reservations, zones. Metadata and
+//! protection information do not exist, so their fields are ignored, as the specification says for
+//! namespaces that are not formatted with them.
+
+use super::view::{NamespaceEntry, NamespaceTable};
+use homi_queue::Command;
+use homi_spec::command::{Fuse, NSID_BROADCAST, NvmOpcode, Psdt};
+use homi_spec::sgl::SglDescriptor;
+use homi_spec::{Sqe, Status};
+
+/// What commands of a queue are held to. See [`super::QueueView::limits`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IoLimits {
+    /// Largest transfer of one command in bytes (MDTS).
+    pub max_transfer: u32,
+    /// Whether the host switched the volatile write cache off: writes then get Force Unit Access.
+    pub write_through: bool,
+}
+
+/// Which namespaces a command is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// The namespace at this index of the table that the command was parsed with.
+    Namespace(usize),
+    /// Every namespace of the table: Flush with the broadcast identifier.
+    All,
+}
+
+/// The data that a command moves over the fabric, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transfer {
+    /// None.
+    None,
+    /// The host sends this many.
+    FromHost(u32),
+    /// The host gets this many if the command succeeds.
+    ToHost(u32),
+}
+
+impl Transfer {
+    /// Bytes in either direction.
+    #[must_use]
+    pub fn len(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::FromHost(len) | Self::ToHost(len) => len,
+        }
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A command that can be executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IoRequest {
+    /// What it is for.
+    pub scope: Scope,
+    /// The command, with Force Unit Access where the controller adds it.
+    pub command: Command,
+    /// The data it moves.
+    pub transfer: Transfer,
+}
+
+/// Logical blocks that a Dataset Management command names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockRange {
+    /// The first block.
+    pub lba: u64,
+    /// How many blocks; may be 0.
+    pub blocks: u32,
+}
+
+/// Bytes of one range of a Dataset Management command (NVM Command Set 1.0 §3.2.3).
+pub const RANGE_SIZE: usize = 16;
+
+/// Checks a command: opcode, flags, namespace, block range, transfer limit, write protection, and that its SGL
+/// descriptor says what the command itself says about its data.
+///
+/// # Errors
+/// The status to complete the command with.
+pub fn parse(sqe: &Sqe, table: &NamespaceTable, limits: &IoLimits) -> Result<IoRequest, Status> {
+    let opcode = sqe.nvm_opcode();
+    let known = matches!(
+        opcode,
+        NvmOpcode::READ
+            | NvmOpcode::WRITE
+            | NvmOpcode::FLUSH
+            | NvmOpcode::COMPARE
+            | NvmOpcode::WRITE_ZEROES
+            | NvmOpcode::DATASET_MANAGEMENT
+            | NvmOpcode::VERIFY
+    );
+    if !known {
+        return Err(Status::INVALID_OPCODE.with_dnr());
+    }
+    // Base 2.0 §3.3.3.1: over fabrics every command uses SGLs; fused commands are not supported (FUSES is 0).
+    if sqe.fuse() != Fuse::NORMAL || sqe.psdt() != Psdt::SGL {
+        return Err(Status::INVALID_FIELD.with_dnr());
+    }
+    let mut command = Command(*sqe);
+    let nsid = sqe.nsid.get();
+    if opcode == NvmOpcode::FLUSH && nsid == NSID_BROADCAST {
+        return Ok(IoRequest { scope: Scope::All, command, transfer: Transfer::None });
+    }
+    let index = table.find(nsid).ok_or(Status::INVALID_NAMESPACE.with_dnr())?;
+    let namespace = table.get(index).ok_or(Status::INVALID_NAMESPACE.with_dnr())?;
+    let changes = matches!(
+        opcode,
+        NvmOpcode::WRITE | NvmOpcode::WRITE_ZEROES | NvmOpcode::DATASET_MANAGEMENT
+    );
+    if changes && namespace.read_only {
+        return Err(Status::NAMESPACE_WRITE_PROTECTED.with_dnr());
+    }
+    let transfer = match opcode {
+        NvmOpcode::READ => Transfer::ToHost(block_transfer(sqe, namespace, limits)?),
+        NvmOpcode::WRITE | NvmOpcode::COMPARE => {
+            // Directive type (bits 23:20): directives are not supported (OACS bit 5 is 0).
+            if opcode == NvmOpcode::WRITE && sqe.cdw12.get() & (0xf << 20) != 0 {
+                return Err(Status::INVALID_FIELD.with_dnr());
+            }
+            Transfer::FromHost(block_transfer(sqe, namespace, limits)?)
+        }
+        NvmOpcode::WRITE_ZEROES | NvmOpcode::VERIFY => {
+            in_range(sqe.lba(), sqe.blocks(), namespace)?;
+            Transfer::None
+        }
+        NvmOpcode::DATASET_MANAGEMENT => Transfer::FromHost(command.ranges() * 16),
+        _ => Transfer::None,
+    };
+    check_sgl(sqe, transfer)?;
+    if limits.write_through && matches!(opcode, NvmOpcode::WRITE | NvmOpcode::WRITE_ZEROES) {
+        command = command.with_fua();
+    }
+    Ok(IoRequest { scope: Scope::Namespace(index), command, transfer })
+}
+
+/// The ranges in a Dataset Management command's data, after every one of them was checked. Bytes after the last
+/// whole range are ignored; the context attributes are hints and ignored too.
+///
+/// # Errors
+/// [`Status::LBA_OUT_OF_RANGE`] if a range is not inside the namespace; nothing may be deallocated then.
+pub fn deallocate_ranges<'a>(
+    data: &'a [u8],
+    namespace: &NamespaceEntry,
+) -> Result<impl Iterator<Item = BlockRange> + 'a, Status> {
+    for range in ranges(data) {
+        in_range(range.lba, range.blocks, namespace)?;
+    }
+    Ok(ranges(data))
+}
+
+fn ranges(data: &[u8]) -> impl Iterator<Item = BlockRange> + '_ {
+    data.chunks_exact(RANGE_SIZE).filter_map(|range| {
+        let &[_, _, _, _, a, b, c, d, ref lba @ ..] = range else { return None };
+        let lba = u64::from_le_bytes(lba.try_into().ok()?);
+        Some(BlockRange { lba, blocks: u32::from_le_bytes([a, b, c, d]) })
+    })
+}
+
+fn in_range(lba: u64, blocks: u32, namespace: &NamespaceEntry) -> Result<(), Status> {
+    match lba.checked_add(u64::from(blocks)) {
+        Some(end) if end <= namespace.blocks => Ok(()),
+        _ => Err(Status::LBA_OUT_OF_RANGE.with_dnr()),
+    }
+}
+
+fn block_transfer(sqe: &Sqe, namespace: &NamespaceEntry, limits: &IoLimits) -> Result<u32, Status> {
+    // At most 65536 blocks of 65536 bytes, which is one more than 32 bits hold.
+    let bytes = u64::from(sqe.blocks()) * u64::from(namespace.block_size);
+    let bytes = u32::try_from(bytes).ok().filter(|bytes| *bytes <= limits.max_transfer);
+    let bytes = bytes.ok_or(Status::INVALID_FIELD.with_dnr())?;
+    in_range(sqe.lba(), sqe.blocks(), namespace)?;
+    Ok(bytes)
+}
+
+/// Base 2.0 §4.1.2: the one descriptor must cover exactly what the command moves (SGLS bit 18 is 0, so a longer one
+/// is as wrong as a shorter one), and only data to the controller can be in the capsule. Whether a descriptor
+/// suits the transport, and an offset the capsule, is the transport's to say.
+pub(super) fn check_sgl(sqe: &Sqe, transfer: Transfer) -> Result<(), Status> {
+    let (len, from_host) = match transfer {
+        Transfer::None => return Ok(()),
+        Transfer::FromHost(len) => (len, true),
+        Transfer::ToHost(len) => (len, false),
+    };
+    let given = match sqe.sgl().parse() {
+        SglDescriptor::Transport { length } | SglDescriptor::Keyed { length, .. } => length,
+        SglDescriptor::InCapsule { length, .. } if from_host => length,
+        _ => return Err(Status::SGL_TYPE_INVALID.with_dnr()),
+    };
+    if given != len {
+        return Err(Status::SGL_DATA_LENGTH_INVALID.with_dnr());
+    }
+    Ok(())
+}
