@@ -1,7 +1,8 @@
 //! Submission and completion queue entries, and the opcodes. Base 2.0 §3.3.3.
 //!
 //! An entry holds any 64 or 16 bytes; accessors name its fields. What a command's dwords 10 to 15 mean is told
-//! by the modules of the command sets: [`crate::fabrics`] and `nvm`.
+//! by the modules of the command sets: [`crate::admin`], [`crate::fabrics`], [`crate::feature`], [`crate::identify`],
+//! [`crate::log`] and [`crate::nvm`].
 
 use crate::macros::open_enum;
 use crate::sgl::Sgl;
@@ -11,7 +12,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 open_enum! {
-    /// Opcodes of the admin queue: Base 2.0 §5, figure "Opcodes for Admin Commands"; additions of 2.1 are marked.
+    /// Opcodes of the admin queue: Base 2.0 §5, figure "Opcodes for Admin Commands".
     #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
     pub struct AdminOpcode(u8) {
         /// Delete I/O Submission Queue (PCIe only).
@@ -329,6 +330,19 @@ impl Sqe {
     pub fn set_lba(&mut self, lba: u64) {
         self.cdw10 = U32::new((lba & 0xffff_ffff) as u32);
         self.cdw11 = U32::new((lba >> 32) as u32);
+    }
+
+    /// Sets the number of logical blocks, keeping the rest of dword 12.
+    ///
+    /// # Errors
+    /// A number outside 1 to 65536.
+    pub fn set_blocks(&mut self, blocks: u32) -> Result<(), crate::nvm::BlockCountError> {
+        let nlb_z = blocks
+            .checked_sub(1)
+            .filter(|nlb_z| *nlb_z <= 0xffff)
+            .ok_or(crate::nvm::BlockCountError { blocks })?;
+        self.cdw12 = U32::new((self.cdw12.get() & !0xffff) | nlb_z);
+        Ok(())
     }
 
     /// Number of logical blocks (1 to 65536): dword 12 bits 15:0, which are zero-based.

@@ -3,7 +3,7 @@
 //! Each command has a plain struct with `from_sqe` and `to_sqe`. `from_sqe` reads fields and judges nothing but
 //! that the entry is that command; whether the values are acceptable is the controller's decision.
 //!
-//! Not implemented: the messages inside authentication payloads.
+//! The messages inside authentication payloads are in [`crate::auth`].
 
 use crate::command::{Cqe, FabricsOpcode, FabricsType, Psdt, Sqe};
 use crate::sgl::Sgl;
@@ -53,6 +53,8 @@ impl ConnectCommand {
     pub const CATTR_DISABLE_SQ_FLOW_CONTROL: u8 = 1 << 2;
     /// CATTR b3: the host may delete individual I/O queues with Disconnect.
     pub const CATTR_INDIVIDUAL_QUEUE_DELETION: u8 = 1 << 3;
+    /// CATTR b4: the host is a connection entity.
+    pub const CATTR_CONNECTION_ENTITY: u8 = 1 << 4;
 
     /// The fields of a Connect; `None` when the entry is another command.
     pub fn from_sqe(sqe: &Sqe) -> Option<Self> {

@@ -1,4 +1,4 @@
-//! Private data of the RDMA connection manager. RDMA Transport 1.0 §3.3.
+//! Private data of the RDMA connection manager. RDMA Transport 1.0, figures 5 to 7.
 //!
 //! A host's connection request, and the controller's acceptance or rejection, carry these structures; everything after
 //! that is capsules. A connection manager may pad what it carries, so read a prefix rather than the exact length.
@@ -14,7 +14,7 @@ pub const PORT: u16 = 4420;
 /// The only record format defined.
 pub const RECFMT: u16 = 0;
 
-/// Connection request: 32 bytes. RDMA Transport §3.3, figure "RDMA_CM_REQUEST Private Data Format".
+/// Connection request: 32 bytes. RDMA Transport 1.0, figure 5.
 #[derive(
     Copy, Clone, Debug, Eq, PartialEq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -49,7 +49,7 @@ impl CmRequest {
     }
 }
 
-/// Acceptance: 32 bytes. RDMA Transport §3.3, figure "RDMA_CM_ACCEPT Private Data Format".
+/// Acceptance: 32 bytes. RDMA Transport 1.0, figure 6.
 #[derive(
     Copy, Clone, Debug, Eq, PartialEq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -76,7 +76,7 @@ impl CmAccept {
 }
 
 open_enum! {
-    /// Why a connection was rejected (STS). RDMA Transport §3.3.
+    /// Why a connection was rejected (STS). RDMA Transport 1.0, figure 11; INVALID_CNTLID came later.
     pub struct RejectStatus(u16) {
         /// The private data has the wrong length.
         INVALID_LENGTH = 0x01;
@@ -99,7 +99,7 @@ open_enum! {
     }
 }
 
-/// Rejection: 4 bytes. RDMA Transport §3.3, figure "RDMA_CM_REJECT Private Data Format".
+/// Rejection: 4 bytes. RDMA Transport 1.0, figure 7.
 #[derive(
     Copy, Clone, Debug, Eq, PartialEq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]

@@ -234,6 +234,17 @@ statuses! {
     /// A format is in progress.
     FORMAT_IN_PROGRESS = GENERIC, 0x84, "format in progress";
 
+    /// Key value: the value's size is invalid.
+    KV_INVALID_VALUE_SIZE = GENERIC, 0x85, "invalid value size";
+    /// Key value: the key's size is invalid.
+    KV_INVALID_KEY_SIZE = GENERIC, 0x86, "invalid key size";
+    /// Key value: there is no such key.
+    KV_KEY_DOES_NOT_EXIST = GENERIC, 0x87, "key does not exist";
+    /// Key value: an unrecovered error.
+    KV_UNRECOVERED_ERROR = GENERIC, 0x88, "unrecovered error";
+    /// Key value: the key exists already.
+    KV_KEY_EXISTS = GENERIC, 0x89, "key exists";
+
     /// The completion queue named in Create I/O Submission Queue does not exist.
     CQ_INVALID = COMMAND_SPECIFIC, 0x00, "completion queue invalid";
     /// The queue identifier is out of range or in use.
@@ -323,6 +334,9 @@ statuses! {
     /// The identifier is not available.
     IDENTIFIER_UNAVAILABLE = COMMAND_SPECIFIC, 0x2d, "identifier unavailable";
 
+    /// No stream resources are left.
+    STREAM_RESOURCE_ALLOCATION_FAILED = COMMAND_SPECIFIC, 0x7f, "stream resource allocation failed";
+
     /// Connect: the record format is not supported. Base 2.0 §6.3.
     CONNECT_INCOMPATIBLE_FORMAT = COMMAND_SPECIFIC, 0x80, "connect: incompatible format; nvm: conflicting attributes";
     /// Connect: the controller is in use or has no room.
@@ -339,6 +353,23 @@ statuses! {
     DISCOVER_RESTART = COMMAND_SPECIFIC, 0x90, "discover restart";
     /// Authentication is required before this command.
     AUTHENTICATION_REQUIRED = COMMAND_SPECIFIC, 0x91, "authentication required";
+
+    /// Zoned: the command crosses a zone's boundary.
+    ZONE_BOUNDARY_ERROR = COMMAND_SPECIFIC, 0xb8, "zoned boundary error";
+    /// Zoned: the zone is full.
+    ZONE_IS_FULL = COMMAND_SPECIFIC, 0xb9, "zone is full";
+    /// Zoned: the zone is read-only.
+    ZONE_IS_READ_ONLY = COMMAND_SPECIFIC, 0xba, "zone is read only";
+    /// Zoned: the zone is offline.
+    ZONE_IS_OFFLINE = COMMAND_SPECIFIC, 0xbb, "zone is offline";
+    /// Zoned: the write is not at the write pointer.
+    ZONE_INVALID_WRITE = COMMAND_SPECIFIC, 0xbc, "zone invalid write";
+    /// Zoned: too many zones are active.
+    TOO_MANY_ACTIVE_ZONES = COMMAND_SPECIFIC, 0xbd, "too many active zones";
+    /// Zoned: too many zones are open.
+    TOO_MANY_OPEN_ZONES = COMMAND_SPECIFIC, 0xbe, "too many open zones";
+    /// Zoned: the zone cannot go to that state.
+    INVALID_ZONE_STATE_TRANSITION = COMMAND_SPECIFIC, 0xbf, "invalid zone state transition";
 
     /// The media could not be written.
     WRITE_FAULT = MEDIA, 0x80, "write fault";

@@ -1,4 +1,4 @@
-//! Protocol data units of the NVMe/TCP transport. TCP Transport 1.0 §3.6.
+//! Protocol data units of the NVMe/TCP transport. TCP Transport 1.0 §3.6.2.
 //!
 //! Every unit begins with the same eight bytes ([`PduHeader`]); the structs here are whole headers, so their size
 //! is the unit's HLEN. A unit is: header, header digest if enabled, padding up to PDO, data, data digest if enabled.
@@ -10,11 +10,11 @@ use crate::macros::open_enum;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// Port assigned to NVMe-oF I/O controllers.
+/// Port assigned to NVMe-oF I/O controllers. TCP Transport §3.1.
 pub const PORT_IO: u16 = 4420;
-/// Port assigned to NVMe/TCP discovery controllers.
+/// Port assigned to NVMe/TCP discovery controllers. TCP Transport §3.1.
 pub const PORT_DISCOVERY: u16 = 8009;
-/// In-capsule data that every controller accepts on the admin queue, in bytes. TCP Transport §3.3.
+/// In-capsule data that every controller accepts with admin and fabrics commands, in bytes. TCP Transport §3.3.1.
 pub const ADMIN_IN_CAPSULE: u32 = 8192;
 /// Smallest MAXH2CDATA that a controller may announce, in bytes. TCP Transport §3.6.2.3.
 pub const MAXH2CDATA_MIN: u32 = 4096;
@@ -35,7 +35,8 @@ pub const fn alignment(pda_z: u8) -> usize {
 }
 
 open_enum! {
-    /// PDU type: byte 0 of every unit. TCP Transport §3.6.1.
+    /// PDU type: byte 0 of every unit; b0 is clear from host to controller and set the other way.
+    /// TCP Transport §3.3, figure 10.
     #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
     pub struct PduType(u8) {
         /// Initialize connection request: host to controller.
@@ -77,7 +78,7 @@ impl PduType {
     }
 }
 
-/// Flags: byte 1 of every unit. TCP Transport §3.6.1.
+/// Flags: byte 1 of every unit. TCP Transport §3.6.2.
 pub mod flags {
     /// A header digest follows the header.
     pub const HDGST: u8 = 1 << 0;
@@ -97,7 +98,7 @@ pub mod dgst {
     pub const DATA: u8 = 1 << 1;
 }
 
-/// The common header: 8 bytes. TCP Transport §3.6.1.
+/// The common header: 8 bytes. TCP Transport §3.6.2.1.
 #[derive(
     Copy, Clone, Debug, Eq, PartialEq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -209,9 +210,9 @@ open_enum! {
         SEQUENCE_ERROR = 0x02;
         /// The header digest does not match; FEI is the digest received.
         HEADER_DIGEST_ERROR = 0x03;
-        /// Data is outside the range that was asked for.
+        /// Data is outside the command's buffer, or outside the range of its R2T.
         DATA_TRANSFER_OUT_OF_RANGE = 0x04;
-        /// A limit on data or outstanding R2Ts is exceeded.
+        /// From a host: more R2Ts than MAXR2T. From a controller: more data in a unit than MAXH2CDATA.
         LIMIT_EXCEEDED = 0x05;
         /// A parameter is not supported; FEI is its byte offset.
         UNSUPPORTED_PARAMETER = 0x06;

@@ -99,7 +99,7 @@ pub mod discovery_lsp {
 }
 
 open_enum! {
-    /// TCP: security of the connection (TSAS byte 0). TCP Transport §3.1.
+    /// TCP: security of the connection (TSAS byte 0). TCP Transport 1.0, figure 17.
     pub struct SecurityType(u8) {
         /// None.
         NONE = 0x00;
@@ -111,7 +111,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// RDMA: queue pair service (TSAS byte 0). RDMA Transport §3.1.
+    /// RDMA: queue pair service (TSAS byte 0). RDMA Transport 1.0, figure 3.
     pub struct RdmaQpType(u8) {
         /// Reliable connected.
         CONNECTED = 0x01;
@@ -121,7 +121,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// RDMA: provider (TSAS byte 1). RDMA Transport §3.1.
+    /// RDMA: provider (TSAS byte 1). RDMA Transport 1.0, figure 3.
     pub struct RdmaProvider(u8) {
         /// Not specified.
         NONE = 0x01;
@@ -137,7 +137,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// RDMA: connection management (TSAS byte 2). RDMA Transport §3.1.
+    /// RDMA: connection management (TSAS byte 2). RDMA Transport 1.0, figure 3.
     pub struct RdmaCms(u8) {
         /// RDMA_CM.
         RDMA_CM = 0x01;
@@ -229,7 +229,7 @@ impl Default for DiscoveryEntry {
     }
 }
 
-/// RDMA address subtype: what TSAS holds when the transport is RDMA. RDMA Transport §3.1.
+/// RDMA address subtype: what TSAS holds when the transport is RDMA. RDMA Transport 1.0, figure 3.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub struct RdmaTsas {
     /// Queue pair service.
