@@ -1,0 +1,2 @@
+//! The `homi` command line.
+fn main() {}
