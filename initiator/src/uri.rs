@@ -279,7 +279,7 @@ fn parse_file(rest: &str) -> Result<Uri, UriError> {
 fn parse_ram(rest: &str) -> Result<Uri, UriError> {
     let (size, query) = split_query(rest);
     let block_size = local_parameters(query, "ram")?;
-    let size = parse_size(size).ok_or_else(|| UriError::BadSize(size.to_owned()))?;
+    let size = homi_local::parse_size(size).ok_or_else(|| UriError::BadSize(size.to_owned()))?;
     if size == 0 || !size.is_multiple_of(u64::from(block_size)) {
         return Err(UriError::UnevenSize { size, block_size });
     }
@@ -291,7 +291,7 @@ fn local_parameters(query: &str, scheme: &'static str) -> Result<u32, UriError> 
     for (name, value) in parameters(query) {
         match name {
             "block" => {
-                block_size = parse_size(value)
+                block_size = homi_local::parse_size(value)
                     .and_then(|size| u32::try_from(size).ok())
                     .filter(|size| size.is_power_of_two() && (512..=65536).contains(size))
                     .ok_or_else(|| UriError::BadBlock(value.to_owned()))?;
@@ -312,23 +312,6 @@ fn parse_nsid(text: &str) -> Result<u32, UriError> {
         Ok(nsid) if nsid > 0 && nsid < u32::MAX => Ok(nsid),
         _ => Err(UriError::BadNsid(text.to_owned())),
     }
-}
-
-/// A number of bytes with an optional suffix `K`, `M`, `G` or `T` (powers of 1024; `KiB` and `KB` mean the same), or `None`
-/// if the text is none or the size does not fit.
-#[must_use]
-pub fn parse_size(text: &str) -> Option<u64> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, suffix) = text.split_at(digits);
-    let shift = match suffix.to_ascii_uppercase().as_str() {
-        "" | "B" => 0,
-        "K" | "KB" | "KIB" => 10,
-        "M" | "MB" | "MIB" => 20,
-        "G" | "GB" | "GIB" => 30,
-        "T" | "TB" | "TIB" => 40,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 fn split_query(rest: &str) -> (&str, &str) {
@@ -446,10 +429,6 @@ mod tests {
     #[test]
     fn sizes_have_suffixes() {
         assert_eq!("ram://64M".parse(), Ok(Uri::Ram { size: 64 << 20, block_size: 4096 }));
-        assert_eq!(parse_size("1GiB"), Some(1 << 30));
-        assert_eq!(parse_size("99999999999T"), None);
-        assert_eq!(parse_size("1X"), None);
-        assert_eq!(parse_size(""), None);
     }
 
     #[test]

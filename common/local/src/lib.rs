@@ -22,6 +22,7 @@ mod file;
 mod file_queue;
 mod geometry;
 mod ram;
+mod size;
 mod task;
 
 pub use backing::{Backing, LocalQueue};
@@ -30,4 +31,5 @@ pub use file_queue::{FileQueue, FileQueueCounters};
 pub use geometry::{GeometryError, NamespaceGeometry, Span};
 pub use homi_reactor::file_ring::FileBackend;
 pub use ram::{Ram, RamError, RamQueue};
+pub use size::parse_size;
 pub use task::Failure;
