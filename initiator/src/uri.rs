@@ -10,6 +10,7 @@
 //! IPv6 addresses stand in brackets (`[::1]:4420`). In an NQN the characters `%`, `?` and `#` are written `%25`, `%3F` and
 //! `%23`.
 
+pub use homi_local::parse_size;
 use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -132,13 +133,23 @@ impl Uri {
     /// The discovery service of a host, at its usual port.
     #[must_use]
     pub fn discovery(host: &str) -> Self {
-        Self::Tcp(TcpUri { host: host.to_owned(), port: PORT_DISCOVERY, nqn: None, nsid: None })
+        Self::Tcp(TcpUri {
+            host: host.to_owned(),
+            port: PORT_DISCOVERY,
+            nqn: None,
+            nsid: None,
+        })
     }
 
     /// A subsystem behind NVMe/TCP.
     #[must_use]
     pub fn subsystem(host: &str, port: u16, nqn: Nqn) -> Self {
-        Self::Tcp(TcpUri { host: host.to_owned(), port, nqn: Some(nqn), nsid: None })
+        Self::Tcp(TcpUri {
+            host: host.to_owned(),
+            port,
+            nqn: Some(nqn),
+            nsid: None,
+        })
     }
 
     /// The same controller with this namespace chosen; local URIs stay as they are.
@@ -189,7 +200,9 @@ impl FromStr for Uri {
 
     fn from_str(line: &str) -> Result<Self, UriError> {
         let line = line.trim();
-        let (scheme, rest) = line.split_once("://").ok_or_else(|| UriError::NoScheme(line.to_owned()))?;
+        let (scheme, rest) = line
+            .split_once("://")
+            .ok_or_else(|| UriError::NoScheme(line.to_owned()))?;
         match scheme {
             "nvme+tcp" => parse_tcp(line, rest).map(Self::Tcp),
             "file" => parse_file(rest),
@@ -214,7 +227,10 @@ fn parse_tcp(line: &str, rest: &str) -> Result<TcpUri, UriError> {
     let nqn = match path {
         "" => None,
         path => {
-            let bad = |reason: String| UriError::BadNqn { uri: line.to_owned(), reason };
+            let bad = |reason: String| UriError::BadNqn {
+                uri: line.to_owned(),
+                reason,
+            };
             let name = percent_decode(path).map_err(|reason| bad(reason.to_owned()))?;
             Some(Nqn::lenient(&name).map_err(|error| bad(error.to_string()))?)
         }
@@ -231,7 +247,12 @@ fn parse_tcp(line: &str, rest: &str) -> Result<TcpUri, UriError> {
     }
     let discovery = nqn.as_ref().is_none_or(|nqn| nqn.as_str() == DISCOVERY_NQN);
     let port = port.unwrap_or(if discovery { PORT_DISCOVERY } else { PORT_IO });
-    Ok(TcpUri { host, port, nqn, nsid })
+    Ok(TcpUri {
+        host,
+        port,
+        nqn,
+        nsid,
+    })
 }
 
 fn split_authority(line: &str, authority: &str) -> Result<(String, Option<u16>), UriError> {
@@ -253,7 +274,10 @@ fn split_authority(line: &str, authority: &str) -> Result<(String, Option<u16>),
     if host.is_empty() {
         return Err(UriError::NoHost(line.to_owned()));
     }
-    if host.chars().any(|c| c.is_whitespace() || c.is_control() || matches!(c, '@' | '[' | ']')) {
+    if host
+        .chars()
+        .any(|c| c.is_whitespace() || c.is_control() || matches!(c, '@' | '[' | ']'))
+    {
         return Err(bad_host());
     }
     let port = match port {
@@ -273,13 +297,16 @@ fn parse_file(rest: &str) -> Result<Uri, UriError> {
     }
     let block_size = local_parameters(query, "file")?;
     let path = percent_decode(path).map_err(|_| UriError::RelativePath(path.to_owned()))?;
-    Ok(Uri::File { path: PathBuf::from(path), block_size })
+    Ok(Uri::File {
+        path: PathBuf::from(path),
+        block_size,
+    })
 }
 
 fn parse_ram(rest: &str) -> Result<Uri, UriError> {
     let (size, query) = split_query(rest);
     let block_size = local_parameters(query, "ram")?;
-    let size = homi_local::parse_size(size).ok_or_else(|| UriError::BadSize(size.to_owned()))?;
+    let size = parse_size(size).ok_or_else(|| UriError::BadSize(size.to_owned()))?;
     if size == 0 || !size.is_multiple_of(u64::from(block_size)) {
         return Err(UriError::UnevenSize { size, block_size });
     }
@@ -291,7 +318,7 @@ fn local_parameters(query: &str, scheme: &'static str) -> Result<u32, UriError> 
     for (name, value) in parameters(query) {
         match name {
             "block" => {
-                block_size = homi_local::parse_size(value)
+                block_size = parse_size(value)
                     .and_then(|size| u32::try_from(size).ok())
                     .filter(|size| size.is_power_of_two() && (512..=65536).contains(size))
                     .ok_or_else(|| UriError::BadBlock(value.to_owned()))?;
@@ -303,7 +330,11 @@ fn local_parameters(query: &str, scheme: &'static str) -> Result<u32, UriError> 
 }
 
 fn unknown_parameter(name: &str, scheme: &'static str, known: &'static str) -> UriError {
-    UriError::UnknownParameter { name: name.to_owned(), scheme, known }
+    UriError::UnknownParameter {
+        name: name.to_owned(),
+        scheme,
+        known,
+    }
 }
 
 fn parse_nsid(text: &str) -> Result<u32, UriError> {
@@ -319,7 +350,10 @@ fn split_query(rest: &str) -> (&str, &str) {
 }
 
 fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
-    query.split('&').filter(|part| !part.is_empty()).map(|part| part.split_once('=').unwrap_or((part, "")))
+    query
+        .split('&')
+        .filter(|part| !part.is_empty())
+        .map(|part| part.split_once('=').unwrap_or((part, "")))
 }
 
 fn percent_decode(text: &str) -> Result<String, &'static str> {
@@ -330,7 +364,11 @@ fn percent_decode(text: &str) -> Result<String, &'static str> {
             bytes.push(byte);
             continue;
         }
-        let digit = |byte: Option<u8>| char::from(byte?).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        let digit = |byte: Option<u8>| {
+            char::from(byte?)
+                .to_digit(16)
+                .and_then(|digit| u8::try_from(digit).ok())
+        };
         match (digit(rest.next()), digit(rest.next())) {
             (Some(high), Some(low)) => bytes.push(high << 4 | low),
             _ => return Err("a % is not followed by two hexadecimal digits: write it as %25"),
@@ -369,7 +407,11 @@ impl fmt::Display for Uri {
 }
 
 fn write_block(f: &mut fmt::Formatter<'_>, block_size: u32) -> fmt::Result {
-    if block_size == LOCAL_BLOCK { Ok(()) } else { write!(f, "?block={block_size}") }
+    if block_size == LOCAL_BLOCK {
+        Ok(())
+    } else {
+        write!(f, "?block={block_size}")
+    }
 }
 
 impl fmt::Display for TcpUri {
@@ -420,7 +462,10 @@ mod tests {
     fn ports_default_to_what_is_asked_for() {
         assert_eq!(tcp("nvme+tcp://host").port, PORT_DISCOVERY);
         assert_eq!(tcp("nvme+tcp://host/").port, PORT_DISCOVERY);
-        assert_eq!(tcp("nvme+tcp://host/nqn.2014-08.org.nvmexpress.discovery").port, PORT_DISCOVERY);
+        assert_eq!(
+            tcp("nvme+tcp://host/nqn.2014-08.org.nvmexpress.discovery").port,
+            PORT_DISCOVERY
+        );
         assert_eq!(tcp("nvme+tcp://host/nqn.2024-01.org.example:a").port, PORT_IO);
         assert!("nvme+tcp://host".parse::<Uri>().unwrap().is_discovery());
         assert_eq!(tcp("nvme+tcp://[::1]").address(), "[::1]:8009");
@@ -428,7 +473,13 @@ mod tests {
 
     #[test]
     fn sizes_have_suffixes() {
-        assert_eq!("ram://64M".parse(), Ok(Uri::Ram { size: 64 << 20, block_size: 4096 }));
+        assert_eq!(
+            "ram://64M".parse(),
+            Ok(Uri::Ram {
+                size: 64 << 20,
+                block_size: 4096
+            })
+        );
     }
 
     #[test]
