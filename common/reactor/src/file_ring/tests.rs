@@ -444,6 +444,81 @@ fn a_ring_may_move_to_another_thread_with_operations_in_flight() {
 }
 
 #[test]
+fn operations_outlive_the_thread_that_submitted_them() {
+    for backend in [FileBackend::IoUring, FileBackend::Threads] {
+        let scratch = Scratch::new();
+        let file = scratch.open();
+        let Some(mut ring) = ring(8, &file, backend) else {
+            continue;
+        };
+        let submitter = std::thread::spawn(move || {
+            for token in 0..8 {
+                let operation = Operation::Write {
+                    offset: token << 20,
+                    durable: true,
+                };
+                ring.push(token, FILE, operation, Buffer::from_vec(vec![8; 1 << 20]).into())
+                    .unwrap();
+            }
+            ring.submit().unwrap();
+            ring
+        });
+        let mut ring = submitter.join().unwrap();
+        for (_, outcome, _) in wait(&mut ring, 8) {
+            assert_eq!(outcome.unwrap(), 1 << 20, "{backend:?}");
+        }
+        assert_eq!(file.metadata().unwrap().len(), 8 << 20);
+    }
+}
+
+#[test]
+fn a_reactor_asleep_is_woken_by_the_ring() {
+    use crate::{BackendChoice, Event, Options, Reactor, Wait};
+    for choice in [BackendChoice::IoUring, BackendChoice::Readiness] {
+        each_backend(|ring, _| {
+            let options = Options {
+                backend: choice,
+                ..Options::default()
+            };
+            let Ok(mut reactor) = Reactor::new(options) else {
+                eprintln!("skipped: {choice:?} is not available");
+                return;
+            };
+            let watched = reactor.add_watched(ring.wait_descriptor(), 9).unwrap();
+            for round in 0..20 {
+                reactor.watch(watched);
+                ring.push(
+                    1,
+                    FILE,
+                    Operation::Write {
+                        offset: 0,
+                        durable: true,
+                    },
+                    Buffer::allocate(4096).unwrap().into(),
+                )
+                .unwrap();
+                ring.submit().unwrap();
+                let deadline = Instant::now() + Duration::from_secs(20);
+                let mut woken = false;
+                while !woken {
+                    assert!(Instant::now() < deadline, "{choice:?}, round {round}");
+                    reactor
+                        .turn(Wait::Sleep(Some(Duration::from_secs(5))), &mut |event| {
+                            woken |= matches!(event, Event::Readable { token: 9 });
+                        })
+                        .unwrap();
+                }
+                assert_eq!(
+                    ring.poll(&mut |_, outcome, _| assert_eq!(outcome.unwrap(), 4096))
+                        .unwrap(),
+                    1
+                );
+            }
+        });
+    }
+}
+
+#[test]
 fn the_outcome_of_a_call_decides_what_is_next() {
     let read = Operation::Read { offset: 0 };
     let write = Operation::Write {

@@ -262,12 +262,13 @@ fn finish(shared: &Shared, ranges: &mut Ranges, job: Job) {
         outcome,
         data: job.data,
     });
+    // Before the event, so that whoever it wakes finds something.
+    shared.finished_count.store(finished.len(), Ordering::Release);
     if finished.len() == 1 {
         calls += 1;
         let set = shared.event.write(1);
         debug_assert!(set.is_ok(), "an event's counter cannot overflow by ones");
     }
-    shared.finished_count.store(finished.len(), Ordering::Release);
     drop(finished);
     shared.system_calls.fetch_add(calls, Ordering::Relaxed);
 }

@@ -267,6 +267,12 @@ impl Uring {
             let Some(entry) = self.entries.get_mut(index as usize).filter(|entry| entry.busy) else {
                 continue;
             };
+            // The end of the thread that submitted an operation cancels it, and another thread owns the ring now.
+            let result = if result == -libc::ECANCELED {
+                -libc::EAGAIN
+            } else {
+                result
+            };
             let outcome = match step(entry.operation, entry.done, entry.total, i64::from(result)) {
                 Step::Over(outcome) => outcome,
                 Step::Continue { done } => {
