@@ -75,7 +75,9 @@ impl Device {
     pub fn queue(&self, options: QueueOptions) -> Result<AnyQueue, Error> {
         match &self.controller {
             Some(controller) => controller.queue(options).map(AnyQueue::Fabric),
-            None => Err(Error::Unsupported("local executors are not part of this build".to_owned())),
+            None => Err(Error::Unsupported(
+                "local executors are not part of this build".to_owned(),
+            )),
         }
     }
 }

@@ -53,7 +53,9 @@ pub enum Error {
         after: Duration,
     },
     /// The peer answers, but not with NVMe/TCP.
-    #[error("{address} does not speak nvme/tcp: {detail}; check the port (4420 is usual for i/o, 8009 for discovery)")]
+    #[error(
+        "{address} does not speak nvme/tcp: {detail}; check the port (4420 is usual for i/o, 8009 for discovery)"
+    )]
     NotNvme {
         /// `host:port`.
         address: String,
@@ -79,7 +81,9 @@ pub enum Error {
         discovery: String,
     },
     /// The subsystem exists (or pretends not to say) but not for this host.
-    #[error("{address} does not let this host use {nqn}: add the host nqn {host_nqn} to the subsystem's allow list")]
+    #[error(
+        "{address} does not let this host use {nqn}: add the host nqn {host_nqn} to the subsystem's allow list"
+    )]
     HostNotAllowed {
         /// `host:port`.
         address: String,
@@ -158,7 +162,10 @@ pub enum Error {
 impl Error {
     /// An I/O error with what was done.
     pub(crate) fn io(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
-        Self::Io { what: what.into(), source: source.into() }
+        Self::Io {
+            what: what.into(),
+            source: source.into(),
+        }
     }
 
     /// The status of the command that failed, if that is what this error is.

@@ -29,11 +29,14 @@ pub(crate) fn host_id_of(nqn: &Nqn) -> [u8; 16] {
 }
 
 fn machine_id() -> Option<String> {
-    ["/etc/machine-id", "/var/lib/dbus/machine-id"].into_iter().find_map(|path| {
-        let id = fs::read_to_string(path).ok()?;
-        let id = id.trim();
-        (id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| id.to_ascii_lowercase())
-    })
+    ["/etc/machine-id", "/var/lib/dbus/machine-id"]
+        .into_iter()
+        .find_map(|path| {
+            let id = fs::read_to_string(path).ok()?;
+            let id = id.trim();
+            (id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))
+                .then(|| id.to_ascii_lowercase())
+        })
 }
 
 /// FNV-1a with a final avalanche: stable between releases and machines, which the standard library's hasher is not.
@@ -75,7 +78,9 @@ pub(crate) fn format_uuid(uuid: &[u8; 16]) -> String {
 
 fn parse_uuid(text: &str) -> Option<[u8; 16]> {
     let digits: String = text.chars().filter(|c| *c != '-').collect();
-    (digits.len() == 32).then(|| u128::from_str_radix(&digits, 16).ok().map(u128::to_be_bytes)).flatten()
+    (digits.len() == 32)
+        .then(|| u128::from_str_radix(&digits, 16).ok().map(u128::to_be_bytes))
+        .flatten()
 }
 
 #[cfg(test)]
@@ -96,6 +101,9 @@ mod tests {
         assert_eq!(host_id_of(&a), host_id_of(&a));
         assert_ne!(host_id_of(&a), host_id_of(&b));
         // Pinned: an id that changed between releases would look like another host to reservations.
-        assert_eq!(format_uuid(&host_id_of(&a)), "4769c969-653c-8cce-92a4-782f8eb1d442");
+        assert_eq!(
+            format_uuid(&host_id_of(&a)),
+            "4769c969-653c-8cce-92a4-782f8eb1d442"
+        );
     }
 }

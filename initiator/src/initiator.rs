@@ -37,7 +37,9 @@ impl Initiator {
     }
 
     pub(crate) fn with_options(options: Options) -> Self {
-        Self { shared: Arc::new(Shared { options }) }
+        Self {
+            shared: Arc::new(Shared { options }),
+        }
     }
 
     /// The name this host goes by.
@@ -58,7 +60,9 @@ impl Initiator {
     /// # Errors
     /// [`Error`], as for a connection; [`Error::Unsupported`] for a local URI.
     pub fn discover(&self, uri: &Uri) -> Result<Vec<DiscoveryRecord>, Error> {
-        Err(Error::Unsupported(format!("{uri}: discovery is not part of this build")))
+        Err(Error::Unsupported(format!(
+            "{uri}: discovery is not part of this build"
+        )))
     }
 
     /// Connects to a controller and brings it up.
@@ -67,7 +71,9 @@ impl Initiator {
     /// [`Error`]: unreachable, refused, timed out, not NVMe/TCP, subsystem unknown, host not allowed, and what else the
     /// controller says; [`Error::Unsupported`] for a local URI, which [`Initiator::open`] takes.
     pub fn connect(&self, uri: &Uri) -> Result<Controller, Error> {
-        Err(Error::Unsupported(format!("{uri}: connecting is not part of this build")))
+        Err(Error::Unsupported(format!(
+            "{uri}: connecting is not part of this build"
+        )))
     }
 
     /// Opens the blocks behind a URI, wherever they are: a namespace over a fabric, a file, a device, memory.
@@ -76,12 +82,16 @@ impl Initiator {
     /// As [`Initiator::connect`]; [`Error::NoNamespace`] and [`Error::AmbiguousNamespace`] where the URI's namespace does not exist,
     /// or names none of several; [`Error::Io`] for a file that cannot be opened.
     pub fn open(&self, uri: &Uri) -> Result<Device, Error> {
-        Err(Error::Unsupported(format!("{uri}: opening is not part of this build")))
+        Err(Error::Unsupported(format!(
+            "{uri}: opening is not part of this build"
+        )))
     }
 }
 
 impl fmt::Debug for Initiator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Initiator").field("options", &self.shared.options).finish_non_exhaustive()
+        f.debug_struct("Initiator")
+            .field("options", &self.shared.options)
+            .finish_non_exhaustive()
     }
 }

@@ -11,14 +11,18 @@
 //! - [`Controller`] — an association: identify pages, logs, admin commands, events, queues.
 //! - [`Device`] — blocks on any path, with the same queue whatever the path.
 //! - [`StreamQueue`] — the queue over a byte stream, run by the thread that calls it.
-//! - `Blocking`, `Disk` — layers for callers that want to wait.
+//! - [`Blocking`], [`Disk`] — layers for callers that want to wait.
 //!
 //! Not here yet: multipath and reconnecting, accelerator memory, authentication, TLS, RDMA and PCIe paths.
 
 mod identity;
 
+#[cfg(feature = "bench")]
+pub mod bench;
+pub mod blocking;
 pub mod controller;
 pub mod device;
+pub mod disk;
 pub mod error;
 pub mod initiator;
 pub mod options;
@@ -27,8 +31,10 @@ pub mod stream;
 pub mod tcp;
 pub mod uri;
 
+pub use blocking::{Blocking, wait_for_completions};
 pub use controller::{AdminReply, Controller, ControllerEvent, ControllerStatus};
 pub use device::{AnyQueue, Device};
+pub use disk::Disk;
 pub use error::Error;
 pub use homi_fabric::host::{
     AddressFamily, ConnectError, ControllerInfo, ControllerKind, DiscoveryRecord, InfoError, NamespaceInfo,

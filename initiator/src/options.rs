@@ -117,11 +117,15 @@ impl InitiatorBuilder {
     /// field, a timeout of zero where there must be one.
     pub fn build(self) -> Result<Initiator, Error> {
         let host_nqn = match self.host_nqn {
-            Some(name) => Nqn::new(&name).map_err(|error| Error::Option(format!("host nqn \"{name}\": {error}")))?,
+            Some(name) => {
+                Nqn::new(&name).map_err(|error| Error::Option(format!("host nqn \"{name}\": {error}")))?
+            }
             None => identity::default_host_nqn(),
         };
         if self.connect_timeout.is_zero() {
-            return Err(Error::Option("the connect timeout is zero: use at least a millisecond".to_owned()));
+            return Err(Error::Option(
+                "the connect timeout is zero: use at least a millisecond".to_owned(),
+            ));
         }
         if u32::try_from(self.keep_alive.as_millis()).is_err() {
             return Err(Error::Option(format!(
@@ -130,7 +134,9 @@ impl InitiatorBuilder {
             )));
         }
         if self.io_queues == 0 {
-            return Err(Error::Option("at least one i/o queue must be asked for".to_owned()));
+            return Err(Error::Option(
+                "at least one i/o queue must be asked for".to_owned(),
+            ));
         }
         let host_id = self.host_id.unwrap_or_else(|| identity::host_id_of(&host_nqn));
         Ok(Initiator::with_options(Options {
@@ -161,7 +167,10 @@ impl QueueOptions {
     /// A queue for up to `depth` commands in flight.
     #[must_use]
     pub const fn depth(depth: u16) -> Self {
-        Self { depth, command_timeout: None }
+        Self {
+            depth,
+            command_timeout: None,
+        }
     }
 
     /// The same with a command timeout of its own; zero waits forever.

@@ -31,7 +31,9 @@ pub enum ConnectError {
     #[error("the subsystem has no free controller or queue: close connections, or raise its limits")]
     Busy,
     /// The record format of Connect is not understood.
-    #[error("the controller does not understand this connect's record format: it needs another version of this host")]
+    #[error(
+        "the controller does not understand this connect's record format: it needs another version of this host"
+    )]
     IncompatibleFormat,
     /// The discovery log that led here is out of date.
     #[error("the discovery information is out of date: discover again, then connect")]
@@ -49,7 +51,9 @@ pub enum ConnectError {
         hint: &'static str,
     },
     /// The controller wants authentication first.
-    #[error("the controller requires in-band authentication, which this host does not have yet: allow it without")]
+    #[error(
+        "the controller requires in-band authentication, which this host does not have yet: allow it without"
+    )]
     AuthenticationRequired,
     /// The keep-alive timeout was refused.
     #[error("the controller refused the keep-alive timeout of {asked:?}: ask for a longer one")]
@@ -98,15 +102,45 @@ pub enum ConnectError {
 
 /// The parameters that a controller can complain about: whether in the data, first byte, one past the last, name, hint.
 const PARAMETERS: [(bool, u16, u16, &str, &str); 9] = [
-    (false, 40, 42, "the record format", "it needs another version of this host"),
+    (
+        false,
+        40,
+        42,
+        "the record format",
+        "it needs another version of this host",
+    ),
     (false, 42, 44, "the queue id", "use fewer i/o queues"),
     (false, 44, 46, "the queue size", "use a smaller depth"),
     (false, 46, 47, "the connect attributes", "turn sq flow control on"),
     (false, 48, 52, "the keep-alive timeout", "use another one"),
-    (true, 0, 16, "the host id", "use the same host id with every connection of this host"),
-    (true, 16, 18, "the controller id", "the association may be gone: connect again"),
-    (true, 256, 512, "the subsystem nqn", "check the name against the discovery log"),
-    (true, 512, 768, "the host nqn", "add it to the subsystem's allow list"),
+    (
+        true,
+        0,
+        16,
+        "the host id",
+        "use the same host id with every connection of this host",
+    ),
+    (
+        true,
+        16,
+        18,
+        "the controller id",
+        "the association may be gone: connect again",
+    ),
+    (
+        true,
+        256,
+        512,
+        "the subsystem nqn",
+        "check the name against the discovery log",
+    ),
+    (
+        true,
+        512,
+        768,
+        "the host nqn",
+        "add it to the subsystem's allow list",
+    ),
 ];
 
 /// What a completion of Connect with this status and dword 0 says.
@@ -125,9 +159,20 @@ const HOSTNQN_OFFSET: u16 = 512;
 impl ConnectError {
     /// What a failed Connect means, for the names and the keep-alive timeout that it carried.
     #[must_use]
-    pub fn from_response(status: Status, dw0: u32, subsystem: &str, host: &str, keep_alive: Duration) -> Self {
-        let unknown = || Self::UnknownSubsystem { subsystem: subsystem.to_owned() };
-        let not_allowed = || Self::HostNotAllowed { subsystem: subsystem.to_owned(), host: host.to_owned() };
+    pub fn from_response(
+        status: Status,
+        dw0: u32,
+        subsystem: &str,
+        host: &str,
+        keep_alive: Duration,
+    ) -> Self {
+        let unknown = || Self::UnknownSubsystem {
+            subsystem: subsystem.to_owned(),
+        };
+        let not_allowed = || Self::HostNotAllowed {
+            subsystem: subsystem.to_owned(),
+            host: host.to_owned(),
+        };
         match status.code() {
             Status::CONNECT_INVALID_PARAMETERS => {
                 let (offset, in_data) = match response(status, dw0) {
@@ -140,9 +185,18 @@ impl ConnectError {
                     _ => {
                         let (parameter, hint) = PARAMETERS
                             .iter()
-                            .find(|(data, first, end, ..)| *data == in_data && (*first..*end).contains(&offset))
-                            .map_or(("a parameter", "look at the target's log"), |(.., name, hint)| (*name, *hint));
-                        Self::InvalidParameter { parameter, offset, in_data, hint }
+                            .find(|(data, first, end, ..)| {
+                                *data == in_data && (*first..*end).contains(&offset)
+                            })
+                            .map_or(("a parameter", "look at the target's log"), |(.., name, hint)| {
+                                (*name, *hint)
+                            });
+                        Self::InvalidParameter {
+                            parameter,
+                            offset,
+                            in_data,
+                            hint,
+                        }
                     }
                 }
             }
