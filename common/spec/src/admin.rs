@@ -1,7 +1,8 @@
-//! Admin commands without a module of their own: queues, Abort, Keep Alive and Asynchronous Event Request. Base 2.0 §5.
+//! Admin commands without a module of their own: queues, Abort, Keep Alive and Asynchronous Event Request.
+//! Base 2.0 §5.
 //!
-//! Not implemented: firmware, format, namespace management, security, sanitize, directives and virtualization commands;
-//! their opcodes are named.
+//! Not implemented: firmware, format, namespace management, security, sanitize, directives and virtualization
+//! commands; their opcodes are named.
 
 use crate::command::{AdminOpcode, Sqe};
 use zerocopy::little_endian::{U16, U32};

@@ -1,7 +1,7 @@
 //! Messages of in-band authentication: the payloads of Authentication Send and Receive. Base 2.0 §8.13.
 //!
-//! Each struct is a message's fixed part; `parse` checks the lengths it announces against what came and hands out the
-//! variable parts. DH-HMAC-CHAP is the only protocol defined.
+//! Each struct is a message's fixed part; `parse` checks the lengths it announces against what came and hands
+//! out the variable parts. DH-HMAC-CHAP is the only protocol defined.
 //!
 //! Not implemented: any arithmetic, the order of messages, and secrets in their text form.
 
@@ -297,7 +297,8 @@ impl Challenge {
     }
 }
 
-/// DH-HMAC-CHAP_Reply: 16 bytes, then the response, the host's challenge and the host's public value. Base 2.0 §8.13.5.
+/// DH-HMAC-CHAP_Reply: 16 bytes, then the response, the host's challenge and the host's public value. Base
+/// 2.0 §8.13.5.
 #[derive(
     Copy, Clone, Debug, Eq, PartialEq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -352,7 +353,8 @@ impl Reply {
     }
 }
 
-/// DH-HMAC-CHAP_Success1: 16 bytes, then the controller's response where the host asked for one. Base 2.0 §8.13.5.
+/// DH-HMAC-CHAP_Success1: 16 bytes, then the controller's response where the host asked for one. Base 2.0
+/// §8.13.5.
 #[derive(
     Copy, Clone, Debug, Eq, PartialEq, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]

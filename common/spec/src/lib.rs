@@ -1,21 +1,23 @@
 //! Wire types of NVMe: base, the NVM command set, NVMe over Fabrics, and its TCP and RDMA bindings.
 //!
-//! `no_std`, no allocation, no unsafe code, no I/O and no policy: this crate says what the bytes mean, nothing more.
-//! Everything that speaks NVMe in this project, whichever end it is, shares these types.
+//! `no_std`, no allocation, no unsafe code, no I/O and no policy: this crate says what the bytes mean,
+//! nothing more. Everything that speaks NVMe in this project, whichever end it is, shares these types.
 //!
 //! # Two tiers
 //!
 //! **Layouts** are `#[repr(C)]` structs of alignment-free little-endian integers ([`Sqe`], [`tcp::R2t`],
-//! [`identify::IdentifyController`], …). Any bytes of the right length are a valid value, so a peer's bytes are read in
-//! place without a copy or a check, and reserved fields survive. Their sizes and key offsets are asserted when the crate
-//! is compiled.
+//! [`identify::IdentifyController`], …). Any bytes of the right length are a valid value, so a peer's bytes
+//! are read in place without a copy or a check, and reserved fields survive. Their sizes and key offsets are
+//! asserted when the crate is compiled.
 //!
 //! **Values** are plain Rust structs and enums with the fields converted once ([`fabrics::ConnectCommand`],
-//! [`nvm::BlockCommand`], [`log::GetLogPage`], [`SglDescriptor`], …), made by `from_sqe` or `parse` and turned back by
-//! `to_sqe` or `encode`. Zero-based fields keep the suffix `_z` and have a method that gives the count.
+//! [`nvm::BlockCommand`], [`log::GetLogPage`], [`SglDescriptor`], …), made by `from_sqe` or `parse` and
+//! turned back by `to_sqe` or `encode`. Zero-based fields keep the suffix `_z` and have a method that gives
+//! the count.
 //!
-//! Enumerations on the wire are open: a newtype over the raw value with named constants, as [`command::AdminOpcode`]. They
-//! can be matched against and print their name; a value without a name is kept and prints as such.
+//! Enumerations on the wire are open: a newtype over the raw value with named constants, as
+//! [`command::AdminOpcode`]. They can be matched against and print their name; a value without a name is kept
+//! and prints as such.
 //!
 //! # Where things are
 //!
@@ -67,10 +69,10 @@
 //!
 //! # Limits
 //!
-//! Base 2.0 is the reference; fields and codes of later revisions are named where peers use them, and are otherwise kept in
-//! reserved ranges. Section numbers are those of Base 2.0, NVM Command Set 1.0, TCP Transport 1.0 and RDMA Transport 1.0.
-//! Each module's header says what it leaves out. Nothing here decides whether a value is acceptable: that is the state
-//! machines' work.
+//! Base 2.0 is the reference; fields and codes of later revisions are named where peers use them, and are
+//! otherwise kept in reserved ranges. Section numbers are those of Base 2.0, NVM Command Set 1.0, TCP
+//! Transport 1.0 and RDMA Transport 1.0. Each module's header says what it leaves out. Nothing here decides
+//! whether a value is acceptable: that is the state machines' work.
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -1,9 +1,10 @@
 //! Commands of the NVM command set. NVM Command Set 1.0 §3.2, Base 2.0 §7.
 //!
-//! [`BlockCommand`] covers every command that names a contiguous range: Read, Write, Compare, Verify, Write Zeroes and
-//! Write Uncorrectable. Data pointers are left to the caller, since they depend on the transport.
+//! [`BlockCommand`] covers every command that names a contiguous range: Read, Write, Compare, Verify, Write
+//! Zeroes and Write Uncorrectable. Data pointers are left to the caller, since they depend on the transport.
 //!
-//! Not implemented: Copy, reservations, storage tags beyond their raw dwords, and the zoned and key value command sets.
+//! Not implemented: Copy, reservations, storage tags beyond their raw dwords, and the zoned and key value
+//! command sets.
 
 use crate::command::{NvmOpcode, Sqe};
 use zerocopy::little_endian::{U16, U32, U64};
@@ -177,6 +178,7 @@ impl BlockCommand {
     }
 
     /// The fields of such a command; `None` when the opcode is another. Do not use on the admin queue.
+    #[inline]
     pub fn from_sqe(sqe: &Sqe) -> Option<Self> {
         let opcode = sqe.nvm_opcode();
         if !Self::covers(opcode) {
@@ -199,6 +201,7 @@ impl BlockCommand {
     }
 
     /// The entry of this command; its data pointer is left to the caller.
+    #[inline]
     pub fn to_sqe(self, cid: u16) -> Sqe {
         let mut sqe = Sqe::new(self.opcode.0, self.nsid);
         sqe.cid = U16::new(cid);

@@ -1,7 +1,8 @@
 //! Private data of the RDMA connection manager. RDMA Transport 1.0, figures 5 to 7.
 //!
-//! A host's connection request, and the controller's acceptance or rejection, carry these structures; everything after
-//! that is capsules. A connection manager may pad what it carries, so read a prefix rather than the exact length.
+//! A host's connection request, and the controller's acceptance or rejection, carry these structures;
+//! everything after that is capsules. A connection manager may pad what it carries, so read a prefix rather
+//! than the exact length.
 //!
 //! Not implemented: verbs, and the capsule exchange.
 

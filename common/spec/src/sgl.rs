@@ -1,7 +1,7 @@
 //! Scatter gather list descriptors: where a command's data is. Base 2.0 §4.1.2.
 //!
-//! [`Sgl`] is any sixteen bytes; [`SglDescriptor`] is what they mean. Over fabrics a command carries exactly one
-//! descriptor in its data pointer unless the controller reports more (MSDBD).
+//! [`Sgl`] is any sixteen bytes; [`SglDescriptor`] is what they mean. Over fabrics a command carries exactly
+//! one descriptor in its data pointer unless the controller reports more (MSDBD).
 //!
 //! Not implemented: offset subtypes of the segment descriptors (21h, 31h), which parse as
 //! [`SglDescriptor::Unknown`], and the interpretation of segments that lie in memory.
@@ -10,8 +10,8 @@ use core::fmt;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// A descriptor as it stands on the wire: 16 bytes whose last holds type (b7:4) and subtype (b3:0).
-/// Base 2.0 §4.1.2.1.
+/// A descriptor as it stands on the wire: 16 bytes whose last holds type (b7:4) and subtype (b3:0). Base 2.0
+/// §4.1.2.1.
 #[derive(
     Copy, Clone, Eq, PartialEq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -133,6 +133,7 @@ impl SglDescriptor {
 
     /// The meaning of sixteen bytes. Never fails: what is not known stays in [`SglDescriptor::Unknown`].
     /// Reserved bits are not checked.
+    #[inline]
     pub fn parse(raw: &Sgl) -> Self {
         let plain: Unkeyed = zerocopy::transmute!(*raw);
         let (address, length) = (plain.address.get(), plain.length.get());
@@ -168,6 +169,7 @@ impl SglDescriptor {
     ///
     /// # Errors
     /// A keyed length above [`SglDescriptor::MAX_KEYED_LENGTH`]; every other descriptor can be encoded.
+    #[inline]
     pub fn encode(self) -> Result<Sgl, KeyedLengthError> {
         Ok(match self {
             Self::DataBlock { address, length } => Sgl::data_block(address, length),
@@ -200,6 +202,7 @@ impl SglDescriptor {
 }
 
 impl Sgl {
+    #[inline]
     fn unkeyed(address: u64, length: u32, id: u8) -> Self {
         let plain = Unkeyed {
             address: U64::new(address),
@@ -211,16 +214,19 @@ impl Sgl {
     }
 
     /// A data block at a bus address (00h).
+    #[inline]
     pub fn data_block(address: u64, length: u32) -> Self {
         Self::unkeyed(address, length, id::DATA_BLOCK)
     }
 
     /// Data in the capsule (01h), `offset` bytes into its data area.
+    #[inline]
     pub fn in_capsule(offset: u64, length: u32) -> Self {
         Self::unkeyed(offset, length, id::DATA_BLOCK_OFFSET)
     }
 
     /// Data that the transport moves by itself (5Ah).
+    #[inline]
     pub fn transport(length: u32) -> Self {
         Self::unkeyed(0, length, id::TRANSPORT)
     }
@@ -229,6 +235,7 @@ impl Sgl {
     ///
     /// # Errors
     /// `length` above [`SglDescriptor::MAX_KEYED_LENGTH`].
+    #[inline]
     pub fn keyed(address: u64, length: u32, key: u32, invalidate: bool) -> Result<Self, KeyedLengthError> {
         if length > SglDescriptor::MAX_KEYED_LENGTH {
             return Err(KeyedLengthError { length });
@@ -248,6 +255,7 @@ impl Sgl {
     }
 
     /// What these bytes mean.
+    #[inline]
     pub fn parse(&self) -> SglDescriptor {
         SglDescriptor::parse(self)
     }

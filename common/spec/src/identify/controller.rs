@@ -546,7 +546,8 @@ impl IdentifyController {
         Nqn::from_field_lenient(&self.subnqn)
     }
 
-    /// Largest transfer in bytes for a controller with this CAP.MPSMIN, or `None` for no limit that 64 bits can say.
+    /// Largest transfer in bytes for a controller with this CAP.MPSMIN, or `None` for no limit that 64 bits
+    /// can say.
     pub fn max_transfer(&self, mpsmin: u8) -> Option<u64> {
         if self.mdts == 0 {
             return None;
@@ -555,8 +556,9 @@ impl IdentifyController {
         (shift < 64).then(|| 1 << shift)
     }
 
-    /// In-capsule data that an I/O queue accepts, in bytes: what IOCCSZ leaves beside the entry and ICDOFF. `None` when
-    /// IOCCSZ is below its minimum of 4 or ICDOFF points beyond the capsule. The admin queue is governed by the transport.
+    /// In-capsule data that an I/O queue accepts, in bytes: what IOCCSZ leaves beside the entry and ICDOFF.
+    /// `None` when IOCCSZ is below its minimum of 4 or ICDOFF points beyond the capsule. The admin queue is
+    /// governed by the transport.
     pub fn in_capsule_data(&self) -> Option<u64> {
         let units = u64::from(self.ioccsz.get())
             .checked_sub(4)?

@@ -1,5 +1,5 @@
-//! Identify structures about a namespace, and the NVM command set's about a controller.
-//! NVM Command Set 1.0 §4.1.5, Base 2.0 §5.17.2.
+//! Identify structures about a namespace, and the NVM command set's about a controller. NVM Command Set 1.0
+//! §4.1.5, Base 2.0 §5.17.2.
 
 use super::Csi;
 use crate::macros::open_enum;
@@ -437,7 +437,8 @@ pub enum DescriptorError {
 }
 
 impl NamespaceId<'_> {
-    /// Writes this descriptor at the start of `to`; the bytes written, or `None` where it does not fit (nothing is written).
+    /// Writes this descriptor at the start of `to`; the bytes written, or `None` where it does not fit
+    /// (nothing is written).
     pub fn write(&self, to: &mut [u8]) -> Option<usize> {
         let (nidt, bytes) = match self {
             Self::Eui64(bytes) => (Nidt::EUI64.0, bytes.as_slice()),
@@ -459,7 +460,8 @@ impl NamespaceId<'_> {
     }
 }
 
-/// Reads a list of namespace identification descriptors; a descriptor of type 0 or of length 0 ends it, and so does the first error.
+/// Reads a list of namespace identification descriptors; a descriptor of type 0 or of length 0 ends it, and
+/// so does the first error.
 #[derive(Clone, Debug)]
 pub struct NamespaceDescriptors<'a> {
     list: &'a [u8],
