@@ -30,7 +30,7 @@ pub struct NodeIdentity {
     pub firmware: String,
     /// Largest queue in entries, 2 to 65536: CAP.MQES and MAXCMD.
     pub max_queue_entries: u32,
-    /// Largest transfer of one command in bytes, a power of two of 4 KiB or more: MDTS.
+    /// Largest transfer of one command in bytes, a power of two of 8 KiB or more: MDTS.
     pub max_transfer: u32,
 }
 
@@ -55,10 +55,15 @@ impl NodeIdentity {
     pub fn validate(&self) -> Result<(), ConfigError> {
         text("the firmware revision", &self.firmware, 8)?;
         if !(2..=65536).contains(&self.max_queue_entries) {
-            return Err(ConfigError::QueueEntries { given: self.max_queue_entries });
+            return Err(ConfigError::QueueEntries {
+                given: self.max_queue_entries,
+            });
         }
-        if !self.max_transfer.is_power_of_two() || self.max_transfer < 4096 {
-            return Err(ConfigError::MaxTransfer { given: self.max_transfer });
+        // MDTS counts doublings of 4096 bytes, and 0 of them would mean no limit.
+        if !self.max_transfer.is_power_of_two() || self.max_transfer < 8192 {
+            return Err(ConfigError::MaxTransfer {
+                given: self.max_transfer,
+            });
         }
         Ok(())
     }
@@ -195,7 +200,12 @@ impl PortConfig {
     /// A port that takes 8 KiB in a capsule and requires no secure channel.
     #[must_use]
     pub fn new(id: PortId, address: TransportAddress) -> Self {
-        Self { id, address, in_capsule: 8192, secure_channel: SecureChannel::default() }
+        Self {
+            id,
+            address,
+            in_capsule: 8192,
+            secure_channel: SecureChannel::default(),
+        }
     }
 }
 
@@ -346,7 +356,11 @@ pub struct NodeLimits {
 
 impl Default for NodeLimits {
     fn default() -> Self {
-        Self { max_connections: 16384, max_connections_per_host: 8192, max_associations: 4096 }
+        Self {
+            max_connections: 16384,
+            max_connections_per_host: 8192,
+            max_associations: 4096,
+        }
     }
 }
 
@@ -399,7 +413,7 @@ pub enum ConfigError {
         given: u32,
     },
     /// A transfer limit that MDTS cannot express.
-    #[error("the largest transfer must be a power of two of at least 4096 bytes, not {given}")]
+    #[error("the largest transfer must be a power of two of at least 8192 bytes, not {given}")]
     MaxTransfer {
         /// What was given.
         given: u32,
@@ -425,7 +439,9 @@ pub enum ConfigError {
         nsid: u32,
     },
     /// A namespace identifier out of range.
-    #[error("namespace {nsid} of subsystem {nqn} is out of range: use 1 to {max}, or raise the subsystem's max_nsid")]
+    #[error(
+        "namespace {nsid} of subsystem {nqn} is out of range: use 1 to {max}, or raise the subsystem's max_nsid"
+    )]
     NamespaceId {
         /// The subsystem.
         nqn: Nqn,
@@ -447,7 +463,9 @@ pub enum ConfigError {
         second: u32,
     },
     /// A block size that is not a power of two in range.
-    #[error("namespace {nsid} of subsystem {nqn} has blocks of {given} bytes; use a power of two from 512 to 65536")]
+    #[error(
+        "namespace {nsid} of subsystem {nqn} has blocks of {given} bytes; use a power of two from 512 to 65536"
+    )]
     BlockSize {
         /// The subsystem.
         nqn: Nqn,
@@ -457,7 +475,9 @@ pub enum ConfigError {
         given: u32,
     },
     /// No blocks, or more bytes than 64 bits count.
-    #[error("namespace {nsid} of subsystem {nqn} has {blocks} blocks; it needs at least 1 and less than 2^64 bytes")]
+    #[error(
+        "namespace {nsid} of subsystem {nqn} has {blocks} blocks; it needs at least 1 and less than 2^64 bytes"
+    )]
     Capacity {
         /// The subsystem.
         nqn: Nqn,
@@ -503,7 +523,9 @@ pub enum ConfigError {
         last: u16,
     },
     /// A subsystem is exposed on a port that does not exist.
-    #[error("subsystem {nqn} is exposed on port {port}, which is not configured; add the port or remove it there")]
+    #[error(
+        "subsystem {nqn} is exposed on port {port}, which is not configured; add the port or remove it there"
+    )]
     UnknownPort {
         /// The subsystem.
         nqn: Nqn,
@@ -527,7 +549,9 @@ pub enum ConfigError {
         address: TransportAddress,
     },
     /// An in-capsule size that IOCCSZ cannot express.
-    #[error("port {port}: the in-capsule size must be a multiple of 16 of at most {MAX_IN_CAPSULE} bytes, not {given}")]
+    #[error(
+        "port {port}: the in-capsule size must be a multiple of 16 of at most {MAX_IN_CAPSULE} bytes, not {given}"
+    )]
     InCapsule {
         /// The port.
         port: PortId,
@@ -567,7 +591,10 @@ impl NodeConfig {
             if let Exposure::Ports(exposed) = &subsystem.exposure
                 && let Some(port) = exposed.iter().find(|port| !ports.contains_key(port))
             {
-                return Err(ConfigError::UnknownPort { nqn: nqn(), port: *port });
+                return Err(ConfigError::UnknownPort {
+                    nqn: nqn(),
+                    port: *port,
+                });
             }
             subsystem.validate()?;
         }
@@ -587,7 +614,10 @@ impl NodeConfig {
         let mut ports = BTreeMap::new();
         for port in &self.ports {
             if port.in_capsule % 16 != 0 || port.in_capsule > MAX_IN_CAPSULE {
-                return Err(ConfigError::InCapsule { port: port.id, given: port.in_capsule });
+                return Err(ConfigError::InCapsule {
+                    port: port.id,
+                    given: port.in_capsule,
+                });
             }
             if let Some((first, _)) = ports.iter().find(|(_, address)| **address == port.address) {
                 return Err(ConfigError::DuplicateAddress {
@@ -602,7 +632,9 @@ impl NodeConfig {
         }
         for referral in &self.referrals {
             if referral.address.address.is_unspecified() {
-                return Err(ConfigError::Referral { address: referral.address });
+                return Err(ConfigError::Referral {
+                    address: referral.address,
+                });
             }
         }
         Ok(ports)
@@ -618,15 +650,30 @@ impl SubsystemConfig {
             if (min..=max).contains(&given) {
                 Ok(())
             } else {
-                Err(ConfigError::SubsystemNumber { nqn: nqn(), what, min, max, given })
+                Err(ConfigError::SubsystemNumber {
+                    nqn: nqn(),
+                    what,
+                    min,
+                    max,
+                    given,
+                })
             }
         };
         number("max_nsid", self.max_nsid, 1, MAX_NSID)?;
         number("max_io_queues", u32::from(self.max_io_queues), 1, 65534)?;
-        number("max_controllers_per_host", u32::from(self.max_controllers_per_host), 1, 65519)?;
+        number(
+            "max_controllers_per_host",
+            u32::from(self.max_controllers_per_host),
+            1,
+            65519,
+        )?;
         let (first, last) = (*self.controller_ids.start(), *self.controller_ids.end());
         if first == 0 || first > last || last > homi_spec::fabrics::CNTLID_MAX {
-            return Err(ConfigError::ControllerIds { nqn: nqn(), first, last });
+            return Err(ConfigError::ControllerIds {
+                nqn: nqn(),
+                first,
+                last,
+            });
         }
         let mut nsids = BTreeSet::new();
         let (mut uuids, mut nguids, mut euis) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
@@ -637,9 +684,12 @@ impl SubsystemConfig {
             }
             namespace.validate(self)?;
             let duplicate = |what, first: Option<u32>| match first {
-                Some(first) => {
-                    Err(ConfigError::DuplicateIdentifier { nqn: nqn(), what, first, second: nsid })
-                }
+                Some(first) => Err(ConfigError::DuplicateIdentifier {
+                    nqn: nqn(),
+                    what,
+                    first,
+                    second: nsid,
+                }),
                 None => Ok(()),
             };
             duplicate("uuid", namespace.uuid.and_then(|id| uuids.insert(id, nsid)))?;
@@ -654,13 +704,25 @@ impl NamespaceConfig {
     fn validate(&self, subsystem: &SubsystemConfig) -> Result<(), ConfigError> {
         let (nsid, nqn) = (self.nsid, || subsystem.nqn.clone());
         if !(1..=subsystem.max_nsid).contains(&nsid) {
-            return Err(ConfigError::NamespaceId { nqn: nqn(), nsid, max: subsystem.max_nsid });
+            return Err(ConfigError::NamespaceId {
+                nqn: nqn(),
+                nsid,
+                max: subsystem.max_nsid,
+            });
         }
         if !self.block_size.is_power_of_two() || !(512..=65536).contains(&self.block_size) {
-            return Err(ConfigError::BlockSize { nqn: nqn(), nsid, given: self.block_size });
+            return Err(ConfigError::BlockSize {
+                nqn: nqn(),
+                nsid,
+                given: self.block_size,
+            });
         }
         if self.blocks == 0 || self.blocks.checked_mul(u64::from(self.block_size)).is_none() {
-            return Err(ConfigError::Capacity { nqn: nqn(), nsid, blocks: self.blocks });
+            return Err(ConfigError::Capacity {
+                nqn: nqn(),
+                nsid,
+                blocks: self.blocks,
+            });
         }
         for (what, given) in [
             ("write_granularity", self.hints.write_granularity),
@@ -670,7 +732,12 @@ impl NamespaceConfig {
             ("write_size", self.hints.write_size),
         ] {
             if given > 65536 {
-                return Err(ConfigError::Hint { nqn: nqn(), nsid, what, given });
+                return Err(ConfigError::Hint {
+                    nqn: nqn(),
+                    nsid,
+                    what,
+                    given,
+                });
             }
         }
         Ok(())
@@ -680,7 +747,11 @@ impl NamespaceConfig {
 fn text(what: &'static str, given: &str, max: usize) -> Result<(), ConfigError> {
     let printable = given.bytes().all(|byte| (0x20..=0x7e).contains(&byte));
     if given.is_empty() || given.len() > max || !printable {
-        return Err(ConfigError::Text { what, max, given: given.to_owned() });
+        return Err(ConfigError::Text {
+            what,
+            max,
+            given: given.to_owned(),
+        });
     }
     Ok(())
 }

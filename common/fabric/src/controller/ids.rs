@@ -11,10 +11,17 @@ const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
 
 /// Sixteen bytes that belong to the namespace `nsid` of the subsystem (0: to the subsystem itself).
 pub(super) fn derived(subsystem: &Nqn, nsid: u32) -> [u8; 16] {
-    let bytes = subsystem.as_bytes().iter().copied().chain([0]).chain(nsid.to_be_bytes());
+    let bytes = subsystem
+        .as_bytes()
+        .iter()
+        .copied()
+        .chain([0])
+        .chain(nsid.to_be_bytes());
     // A few rounds more than the input has, since FNV mixes its last bytes into few bits only.
     let padded = bytes.chain([0; 8]);
-    let hash = padded.fold(OFFSET_BASIS, |hash, byte| (hash ^ u128::from(byte)).wrapping_mul(PRIME));
+    let hash = padded.fold(OFFSET_BASIS, |hash, byte| {
+        (hash ^ u128::from(byte)).wrapping_mul(PRIME)
+    });
     hash.to_be_bytes()
 }
 
@@ -47,7 +54,10 @@ mod tests {
         assert_eq!(hex(&uuid(&nqn, 1)), hex(&uuid(&nqn.clone(), 1)));
         assert_ne!(uuid(&nqn, 1), uuid(&nqn, 2));
         assert_ne!(eui64(&nqn, 1), eui64(&nqn, 2));
-        assert_ne!(derived(&nqn, 1), derived(&Nqn::new("nqn.2024-01.org.example:disk2").unwrap(), 1));
+        assert_ne!(
+            derived(&nqn, 1),
+            derived(&Nqn::new("nqn.2024-01.org.example:disk2").unwrap(), 1)
+        );
         assert_eq!(uuid(&nqn, 1)[6] >> 4, 8);
         assert_eq!(eui64(&nqn, 1)[0] & 0x03, 0x02);
     }

@@ -11,8 +11,10 @@
 use super::view::{NamespaceEntry, NamespaceTable};
 use homi_queue::Command;
 use homi_spec::command::{Fuse, NSID_BROADCAST, NvmOpcode, Psdt};
+use homi_spec::nvm::DsmRange;
 use homi_spec::sgl::SglDescriptor;
 use homi_spec::{Sqe, Status};
+use zerocopy::FromBytes;
 
 /// What commands of a queue are held to. See [`super::QueueView::limits`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +83,7 @@ pub struct BlockRange {
 }
 
 /// Bytes of one range of a Dataset Management command (NVM Command Set 1.0 §3.2.3).
-pub const RANGE_SIZE: usize = 16;
+pub const RANGE_SIZE: usize = size_of::<DsmRange>();
 
 /// Checks a command: opcode, flags, namespace, block range, transfer limit, write protection, and that its SGL
 /// descriptor says what the command itself says about its data.
@@ -110,7 +112,11 @@ pub fn parse(sqe: &Sqe, table: &NamespaceTable, limits: &IoLimits) -> Result<IoR
     let mut command = Command(*sqe);
     let nsid = sqe.nsid.get();
     if opcode == NvmOpcode::FLUSH && nsid == NSID_BROADCAST {
-        return Ok(IoRequest { scope: Scope::All, command, transfer: Transfer::None });
+        return Ok(IoRequest {
+            scope: Scope::All,
+            command,
+            transfer: Transfer::None,
+        });
     }
     let index = table.find(nsid).ok_or(Status::INVALID_NAMESPACE.with_dnr())?;
     let namespace = table.get(index).ok_or(Status::INVALID_NAMESPACE.with_dnr())?;
@@ -141,7 +147,11 @@ pub fn parse(sqe: &Sqe, table: &NamespaceTable, limits: &IoLimits) -> Result<IoR
     if limits.write_through && matches!(opcode, NvmOpcode::WRITE | NvmOpcode::WRITE_ZEROES) {
         command = command.with_fua();
     }
-    Ok(IoRequest { scope: Scope::Namespace(index), command, transfer })
+    Ok(IoRequest {
+        scope: Scope::Namespace(index),
+        command,
+        transfer,
+    })
 }
 
 /// The ranges in a Dataset Management command's data, after every one of them was checked. Bytes after the last
@@ -161,9 +171,11 @@ pub fn deallocate_ranges<'a>(
 
 fn ranges(data: &[u8]) -> impl Iterator<Item = BlockRange> + '_ {
     data.chunks_exact(RANGE_SIZE).filter_map(|range| {
-        let &[_, _, _, _, a, b, c, d, ref lba @ ..] = range else { return None };
-        let lba = u64::from_le_bytes(lba.try_into().ok()?);
-        Some(BlockRange { lba, blocks: u32::from_le_bytes([a, b, c, d]) })
+        let range = DsmRange::read_from_bytes(range).ok()?;
+        Some(BlockRange {
+            lba: range.slba.get(),
+            blocks: range.blocks.get(),
+        })
     })
 }
 
@@ -177,7 +189,9 @@ fn in_range(lba: u64, blocks: u32, namespace: &NamespaceEntry) -> Result<(), Sta
 fn block_transfer(sqe: &Sqe, namespace: &NamespaceEntry, limits: &IoLimits) -> Result<u32, Status> {
     // At most 65536 blocks of 65536 bytes, which is one more than 32 bits hold.
     let bytes = u64::from(sqe.blocks()) * u64::from(namespace.block_size);
-    let bytes = u32::try_from(bytes).ok().filter(|bytes| *bytes <= limits.max_transfer);
+    let bytes = u32::try_from(bytes)
+        .ok()
+        .filter(|bytes| *bytes <= limits.max_transfer);
     let bytes = bytes.ok_or(Status::INVALID_FIELD.with_dnr())?;
     in_range(sqe.lba(), sqe.blocks(), namespace)?;
     Ok(bytes)

@@ -16,8 +16,22 @@
 pub mod config;
 pub mod io;
 
+mod admin;
+mod apply;
+mod association;
+mod connect;
+mod discovery;
+mod events;
+mod features;
+mod identify;
 mod ids;
+mod keep_alive;
+mod logs;
+mod node;
+mod properties;
 mod queue;
+mod refusal;
+mod report;
 mod view;
 
 use homi_spec::Status;
@@ -25,10 +39,13 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use config::{
-    AllowList, ConfigError, Exposure, IoHints, NamespaceConfig, NodeConfig, NodeIdentity, NodeLimits, PortConfig,
-    PortId, RdmaProvider, ReferralConfig, SecureChannel, SubsystemConfig, TransportAddress, TransportKind,
+    AllowList, ConfigError, Exposure, IoHints, NamespaceConfig, NodeConfig, NodeIdentity, NodeLimits,
+    PortConfig, PortId, RdmaProvider, ReferralConfig, SecureChannel, SubsystemConfig, TransportAddress,
+    TransportKind,
 };
+pub use node::Node;
 pub use queue::{QueueState, Route};
+pub use report::{AssociationReport, NodeReport, QueueReport, SubsystemReport};
 pub use view::{
     Cached, ErrorRecord, NamespaceEntry, NamespaceTable, Published, QueueCounters, QueueView, Totals,
 };

@@ -45,7 +45,12 @@ impl QueueState {
     /// A connection before Connect.
     #[must_use]
     pub fn new() -> Self {
-        Self { role: Role::Unconnected, entries: 0, head: 0, flow_control: true }
+        Self {
+            role: Role::Unconnected,
+            entries: 0,
+            head: 0,
+            flow_control: true,
+        }
     }
 
     /// Whether Connect succeeded.

@@ -32,7 +32,10 @@ impl<T> Published<T> {
     /// Publishes the first value.
     #[must_use]
     pub fn new(value: T) -> Self {
-        Self { generation: AtomicU64::new(0), current: Mutex::new(Arc::new(value)) }
+        Self {
+            generation: AtomicU64::new(0),
+            current: Mutex::new(Arc::new(value)),
+        }
     }
 
     /// Replaces the value.
@@ -68,7 +71,11 @@ impl<T> Cached<T> {
     #[must_use]
     pub fn new(source: Arc<Published<T>>) -> Self {
         let (generation, value) = Self::fetch(&source);
-        Self { source, generation, value }
+        Self {
+            source,
+            generation,
+            value,
+        }
     }
 
     /// Takes over a newer value if there is one, and says whether there was.
@@ -224,7 +231,10 @@ impl QueueCounters {
 
     // One writer: a load and a store do what a locked addition would do, for less.
     fn add(counter: &AtomicU64, amount: u64) {
-        counter.store(counter.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+        counter.store(
+            counter.load(Ordering::Relaxed).wrapping_add(amount),
+            Ordering::Relaxed,
+        );
     }
 }
 
@@ -331,7 +341,13 @@ impl QueueView {
         max_transfer: u32,
         namespaces: Arc<Published<NamespaceTable>>,
     ) -> Self {
-        Self { shared, qid, max_transfer, namespaces, counters: QueueCounters::default() }
+        Self {
+            shared,
+            qid,
+            max_transfer,
+            namespaces,
+            counters: QueueCounters::default(),
+        }
     }
 
     /// Whether the controller executes commands of the NVM command set: it is enabled, not shutting down and not
@@ -371,7 +387,14 @@ impl QueueView {
     /// Puts a failed command of this queue into the controller's error information log. Takes a lock that only
     /// failing commands of the same controller take.
     pub fn record_error(&self, cid: u16, status: Status, nsid: u32, lba: u64) {
-        self.shared.record(ErrorRecord { qid: self.qid, cid, status, location: 0xffff, lba, nsid });
+        self.shared.record(ErrorRecord {
+            qid: self.qid,
+            cid,
+            status,
+            location: 0xffff,
+            lba,
+            nsid,
+        });
     }
 }
 
@@ -380,7 +403,13 @@ mod tests {
     use super::*;
 
     fn entry(nsid: u32, blocks: u64) -> NamespaceEntry {
-        NamespaceEntry { nsid, block_size: 512, blocks, read_only: false, handle: 0 }
+        NamespaceEntry {
+            nsid,
+            block_size: 512,
+            blocks,
+            read_only: false,
+            handle: 0,
+        }
     }
 
     #[test]
@@ -415,10 +444,24 @@ mod tests {
     fn the_error_log_keeps_the_newest() {
         let mut log = ErrorLog::default();
         for cid in 0..100 {
-            let status = if cid % 2 == 0 { Status::UNRECOVERED_READ_ERROR } else { Status::COMPARE_FAILURE };
-            log.record(ErrorRecord { qid: 1, cid, status, location: 0xffff, lba: 0, nsid: 1 });
+            let status = if cid % 2 == 0 {
+                Status::UNRECOVERED_READ_ERROR
+            } else {
+                Status::COMPARE_FAILURE
+            };
+            log.record(ErrorRecord {
+                qid: 1,
+                cid,
+                status,
+                location: 0xffff,
+                lba: 0,
+                nsid: 1,
+            });
         }
-        let kept: Vec<(u64, u16)> = log.entries().map(|(number, record)| (*number, record.cid)).collect();
+        let kept: Vec<(u64, u16)> = log
+            .entries()
+            .map(|(number, record)| (*number, record.cid))
+            .collect();
         assert_eq!(kept.len(), ERROR_LOG_ENTRIES);
         assert_eq!((kept[0], kept[63]), ((100, 99), (37, 36)));
         assert_eq!((log.count(), log.media()), (100, 50));
