@@ -14,7 +14,7 @@
 //! are not known yet, or straight in the [`Segment`](homi_queue::Segment) that they are meant for.
 //!
 //! In steady state nothing is allocated: slots, operation memory, queues and the vectors of a
-//! [`GatherList`](homi_queue::GatherList) are reused.
+//! [`GatherList`] are reused.
 //!
 //! Not here: TLS, zero-copy sends, registered files, NAPI busy polling through the ring, and datagrams.
 #![expect(

@@ -144,7 +144,7 @@ pub enum Event<'a> {
     },
     /// An operation failed and is no longer in flight; the stream is of no more use and is to be closed.
     Failed {
-        /// The token of the stream or watched descriptor.
+        /// The token of the stream or watched descriptor, or of a listener that cannot be watched.
         token: u64,
         /// The system's error.
         error: io::Error,

@@ -77,3 +77,37 @@ impl std::fmt::Debug for Waker {
         f.debug_struct("Waker").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether the eventfd was written to since the last question.
+    fn written(waker: &Waker) -> bool {
+        waker.0.event.read().is_ok()
+    }
+
+    #[test]
+    fn a_notification_before_sleep_keeps_the_reactor_awake() {
+        let waker = Waker::new().unwrap();
+        assert!(!waker.take_notified());
+        waker.wake();
+        assert!(!waker.begin_sleep());
+        assert!(!written(&waker), "nobody slept");
+        assert!(waker.take_notified());
+        assert!(!waker.take_notified());
+    }
+
+    #[test]
+    fn only_the_first_notification_of_a_sleep_writes() {
+        let waker = Waker::new().unwrap();
+        assert!(waker.begin_sleep());
+        waker.wake();
+        assert!(written(&waker));
+        waker.clone().wake();
+        assert!(!written(&waker));
+        assert!(waker.end_sleep());
+        assert!(waker.begin_sleep());
+        assert!(!waker.end_sleep());
+    }
+}

@@ -4,7 +4,8 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use homi_reactor::{BackendChoice, Event, Options, Reactor, ReactorError, Wait};
+use homi_queue::GatherList;
+use homi_reactor::{BackendChoice, Event, Options, Reactor, ReactorError, Receive, SocketKey, Wait};
 
 /// After this long, something that must happen has not.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -66,5 +67,54 @@ pub(crate) fn expect_silence(reactor: &mut Reactor, time: Duration) {
 /// Bytes in which every position differs from those around it.
 pub(crate) fn pattern(len: usize, seed: usize) -> Vec<u8> {
     let low = |number: usize| number.to_le_bytes()[0];
-    (0..len).map(|at| low((at + seed) % 251) ^ low(at / 251)).collect()
+    (0..len)
+        .map(|at| low((at + seed) % 251) ^ low(at / 251))
+        .collect()
+}
+
+/// A list of nothing but bytes.
+pub(crate) fn list_of(bytes: &[u8]) -> GatherList {
+    let mut list = GatherList::new();
+    list.push_bytes(bytes);
+    list
+}
+
+/// Receives bytes into staging until there are `len`.
+pub(crate) fn receive_all(reactor: &mut Reactor, key: SocketKey, len: usize) -> Vec<u8> {
+    struct State {
+        bytes: Vec<u8>,
+        armed: bool,
+    }
+    let mut state = State {
+        bytes: Vec::new(),
+        armed: false,
+    };
+    turn_until(
+        reactor,
+        &mut state,
+        |state, event| match event {
+            Event::Received { bytes, direct: 0, .. } => {
+                state.bytes.extend_from_slice(bytes);
+                state.armed = false;
+            }
+            Event::Sent { .. } => {}
+            other => panic!("unexpected: {other:?}"),
+        },
+        |state, reactor| {
+            if state.bytes.len() >= len {
+                return true;
+            }
+            if !state.armed {
+                state.armed = true;
+                reactor.receive(
+                    key,
+                    Receive::Staging {
+                        limit: len - state.bytes.len(),
+                    },
+                );
+            }
+            false
+        },
+    );
+    state.bytes
 }
