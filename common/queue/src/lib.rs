@@ -4,19 +4,25 @@
 //! - [`Queue`], [`Command`], [`Completed`] — the trait and what goes through it.
 //! - [`Slots`] — command ids that carry a slot and a sequence, so that a late or doubled completion is detected.
 //! - [`Region`], [`Data`], [`Buffer`] — memory registered once, parts of it lent to operations, bring-your-own buffers.
+//! - [`Iova`], [`BusAddress`], [`RemoteKey`] — the same memory as devices and peers address it.
+//! - [`SubmissionRing`], [`CompletionRing`] — the arithmetic of queues in memory.
 //! - [`GatherList`] — bytes and memory to be sent as one batch.
 //!
 //! There is no I/O and no clock here. The only unsafe code is in [`memory`], which owns allocations and copies
 //! bytes in and out of them.
 
+pub mod address;
 pub mod command;
 pub mod gather;
 pub mod memory;
 pub mod queue;
+pub mod ring;
 pub mod slots;
 
+pub use address::{AddressOverflow, BusAddress, Iova, IovaRange, RemoteAddress, RemoteKey, Unmapped};
 pub use command::{Command, Completion, DataDirection};
 pub use gather::{GatherList, Piece};
 pub use memory::{Budget, Buffer, Data, MemoryError, Region, Segment};
 pub use queue::{Completed, LostReason, Queue, QueueFull, QueueLost, Undelivered, Wait};
+pub use ring::{CompletionRing, HeadError, RingFull, RingSizeError, SubmissionRing};
 pub use slots::{CommandId, Slot, Slots, StaleCommand};
