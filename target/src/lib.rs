@@ -1,1 +1,26 @@
-//! placeholder
+//! `homi-target`: exports files, block devices and RAM over NVMe-oF.
+//!
+//! ```text
+//!  listeners ─► control thread ─► shards (one thread per core)
+//!                                   Reactor ─ sockets in and out
+//!                                   Engine  ─ sessions ─► executors (a Queue per namespace)
+//! ```
+//!
+//! - [`config`] — what is served: one TOML file, flags over it.
+//! - [`memory`] — a whole target without sockets, for tests.
+//! - [`Service`] — starts, reloads and stops a target inside any process.
+
+mod catalogue;
+mod clock;
+pub mod config;
+mod engine;
+mod executors;
+pub mod memory;
+mod pool;
+mod service;
+mod session;
+mod shard;
+mod slab;
+
+pub use config::Config;
+pub use service::{Service, ServiceError};

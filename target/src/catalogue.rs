@@ -1,0 +1,262 @@
+//! What a configuration becomes: open backings, and the node's own configuration.
+//!
+//! A change is prepared first, which opens whatever is new, and committed when everything else went well too; a
+//! prepared change that is dropped leaves nothing behind. What did not change keeps its backing: memory keeps its bytes,
+//! files stay open.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::OpenOptions;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use homi_fabric::controller::{
+    AllowList, NamespaceConfig, NodeConfig, NodeLimits, PortConfig, PortId, ReferralConfig, SubsystemConfig,
+    TransportAddress, TransportKind,
+};
+use homi_local::{Backing, File, FileOptions, NamespaceGeometry, Ram};
+
+use crate::config::{Config, Listener, Namespace, Size, Subsystem, Transport, parse_uuid};
+use crate::engine::Backings;
+use crate::service::ServiceError;
+
+/// Logical block size where the configuration names none.
+const DEFAULT_BLOCK: u32 = 4096;
+
+/// A listener and where it really listens.
+#[derive(Debug, Clone)]
+pub(crate) struct Address {
+    pub(crate) wanted: Listener,
+    pub(crate) local: SocketAddr,
+    pub(crate) port: PortId,
+}
+
+/// What backs a namespace: two namespaces of two configurations are the same one if this is equal.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Identity {
+    nqn: String,
+    nsid: u32,
+    path: Option<PathBuf>,
+    ram: Option<Size>,
+    block_size: Option<Size>,
+    read_only: bool,
+}
+
+impl Identity {
+    fn of(subsystem: &Subsystem, namespace: &Namespace) -> Self {
+        Self {
+            nqn: subsystem.nqn.to_string(),
+            nsid: namespace.nsid,
+            path: namespace.path.clone(),
+            ram: namespace.ram,
+            block_size: namespace.block_size,
+            read_only: namespace.read_only,
+        }
+    }
+}
+
+/// A backing that is registered under a handle until it is dropped.
+#[derive(Debug)]
+struct Opened {
+    backing: Backing,
+    handle: u64,
+    backings: Arc<Backings>,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.backings.remove(self.handle);
+    }
+}
+
+/// The namespaces that are served now.
+#[derive(Debug, Default)]
+pub(crate) struct Catalogue {
+    namespaces: HashMap<Identity, Arc<Opened>>,
+}
+
+/// The namespaces of a configuration that is about to be applied.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    namespaces: HashMap<Identity, Arc<Opened>>,
+}
+
+impl Catalogue {
+    /// Opens what is new and finds what is open already.
+    pub(crate) fn prepare(
+        &self,
+        config: &Config,
+        backings: &Arc<Backings>,
+    ) -> Result<Prepared, ServiceError> {
+        let mut namespaces = HashMap::new();
+        for subsystem in &config.subsystem {
+            for namespace in &subsystem.namespace {
+                let identity = Identity::of(subsystem, namespace);
+                let opened = match self.namespaces.get(&identity) {
+                    Some(opened) => Arc::clone(opened),
+                    None => {
+                        let backing = open(subsystem, namespace)?;
+                        let handle = backings.add(backing.clone());
+                        Arc::new(Opened {
+                            backing,
+                            handle,
+                            backings: Arc::clone(backings),
+                        })
+                    }
+                };
+                namespaces.insert(identity, opened);
+            }
+        }
+        Ok(Prepared { namespaces })
+    }
+
+    /// Serves what was prepared from now on; returns the handles of what is gone.
+    pub(crate) fn commit(&mut self, prepared: Prepared) -> Vec<u64> {
+        let previous = std::mem::replace(&mut self.namespaces, prepared.namespaces);
+        let gone = previous
+            .iter()
+            .filter(|(identity, _)| !self.namespaces.contains_key(identity));
+        gone.map(|(_, opened)| opened.handle).collect()
+    }
+}
+
+impl Prepared {
+    /// What the node is told.
+    pub(crate) fn node_config(&self, config: &Config, listening: &[Address]) -> NodeConfig {
+        let ports = listening.iter().map(|listener| {
+            let ip = listener.wanted.advertise.unwrap_or_else(|| listener.local.ip());
+            let address = address(listener.wanted.transport, ip, listener.local.port());
+            PortConfig {
+                in_capsule: in_capsule(config),
+                ..PortConfig::new(listener.port, address)
+            }
+        });
+        let referrals = config.discovery.referral.iter().map(|referral| {
+            ReferralConfig::new(address(
+                referral.transport,
+                referral.address.ip(),
+                referral.address.port(),
+            ))
+        });
+        NodeConfig {
+            subsystems: config
+                .subsystem
+                .iter()
+                .map(|subsystem| self.subsystem(config, subsystem))
+                .collect(),
+            ports: ports.collect(),
+            referrals: referrals.collect(),
+            limits: NodeLimits {
+                max_connections: config.limits.connections,
+                max_connections_per_host: config.limits.connections,
+                ..NodeLimits::default()
+            },
+            ..NodeConfig::default()
+        }
+    }
+
+    fn subsystem(&self, config: &Config, subsystem: &Subsystem) -> SubsystemConfig {
+        let mut made = SubsystemConfig::new(subsystem.nqn.0.clone());
+        if let Some(serial) = &subsystem.serial {
+            made.serial.clone_from(serial);
+        }
+        if let Some(model) = &subsystem.model {
+            made.model.clone_from(model);
+        }
+        made.allow = if subsystem.allow_any_host {
+            AllowList::Any
+        } else {
+            AllowList::Hosts(
+                subsystem
+                    .allow
+                    .iter()
+                    .map(|name| name.0.clone())
+                    .collect::<BTreeSet<_>>(),
+            )
+        };
+        made.max_io_queues = config.limits.io_queues;
+        made.max_controllers_per_host = u16::try_from(config.limits.controllers_per_host).unwrap_or(u16::MAX);
+        // Memory is as durable as it will ever be once it is written; files are durable after a Flush.
+        made.volatile_write_cache = subsystem
+            .namespace
+            .iter()
+            .any(|namespace| namespace.path.is_some());
+        for namespace in &subsystem.namespace {
+            if let Some(opened) = self.namespaces.get(&Identity::of(subsystem, namespace)) {
+                let geometry = opened.backing.geometry();
+                let (block_size, blocks) = (geometry.block_size(), geometry.blocks());
+                made.namespaces.push(NamespaceConfig {
+                    read_only: geometry.read_only(),
+                    uuid: namespace.uuid.as_deref().and_then(parse_uuid),
+                    ..NamespaceConfig::new(namespace.nsid, block_size, blocks, opened.handle)
+                });
+            }
+        }
+        made
+    }
+}
+
+/// Bytes that a capsule of an I/O queue may carry.
+pub(crate) fn in_capsule(config: &Config) -> u32 {
+    u32::try_from(config.node.in_capsule.0).unwrap_or(0)
+}
+
+fn open(subsystem: &Subsystem, namespace: &Namespace) -> Result<Backing, ServiceError> {
+    let nqn = subsystem.nqn.to_string();
+    let nsid = namespace.nsid;
+    let problem = |problem: String| ServiceError::Namespace {
+        nqn: nqn.clone(),
+        nsid,
+        problem,
+    };
+    let block_size = namespace.block_size.and_then(|size| u32::try_from(size.0).ok());
+    if let Some(Size(bytes)) = namespace.ram {
+        let geometry = NamespaceGeometry::from_bytes(block_size.unwrap_or(DEFAULT_BLOCK), bytes);
+        let geometry = geometry
+            .map_err(|error| problem(error.to_string()))?
+            .with_read_only(namespace.read_only);
+        return Ram::new(geometry)
+            .map(Backing::Ram)
+            .map_err(|error| problem(error.to_string()));
+    }
+    let Some(path) = &namespace.path else {
+        return Err(problem("it has neither path nor ram".to_owned()));
+    };
+    if let Some(Size(bytes)) = namespace.create {
+        match OpenOptions::new().write(true).create_new(true).open(path) {
+            Ok(file) => file.set_len(bytes).map_err(|error| {
+                problem(format!(
+                    "cannot make {} {bytes} bytes long: {error}",
+                    path.display()
+                ))
+            })?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(problem(format!("cannot create {}: {error}", path.display()))),
+        }
+    }
+    let mut options = FileOptions::new(path).read_only(namespace.read_only);
+    if let Some(block_size) = block_size {
+        options = options.block_size(block_size);
+    }
+    let file = File::open(&options).map_err(|source| ServiceError::Open {
+        nqn: nqn.clone(),
+        nsid,
+        source,
+    })?;
+    if let Some(reason) = file.buffered_reason() {
+        tracing::info!("{} goes through the page cache: {reason}", path.display());
+    }
+    Ok(Backing::File(file))
+}
+
+fn address(transport: Transport, ip: IpAddr, service: u16) -> TransportAddress {
+    let transport = match transport {
+        Transport::Tcp => TransportKind::Tcp,
+    };
+    TransportAddress {
+        transport,
+        address: ip,
+        service,
+    }
+}

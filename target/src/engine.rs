@@ -1,0 +1,534 @@
+//! A shard without sockets: sessions, executors and buffers, driven by received bytes and messages.
+//!
+//! One pass of an engine is: bytes go to sessions, sessions start commands, [`Engine::run`] starts the batch at the
+//! executors and takes completions back to the sessions, and what they have to send is left in their outputs. The
+//! shard drives an engine with a reactor; tests drive it with byte vectors and a clock of their own.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use homi_fabric::controller::{
+    ConfigError as NodeConfigError, ConnectionId, Effect, Node, NodeIdentity, PortId,
+};
+use homi_fabric::tcp::ControllerParams;
+use homi_fabric::time::Instant;
+use homi_local::{Backing, FileBackend};
+use homi_queue::{Command, Completion, Data, GatherList, Segment};
+use homi_spec::status::Status;
+
+use crate::config::{Config, Events, Size};
+use crate::executors::{Executor, ExecutorRoute, Finished};
+use crate::pool::Pool;
+use crate::session::{Closing, Session};
+use crate::slab::{Key, Slab};
+
+/// What backs each namespace, by the handle that namespace tables carry. Handles are small and never reused.
+#[derive(Debug, Default)]
+pub(crate) struct Backings {
+    entries: RwLock<Vec<Option<Backing>>>,
+}
+
+impl Backings {
+    /// Adds a backing and returns its handle.
+    pub(crate) fn add(&self, backing: Backing) -> u64 {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        entries.push(Some(backing));
+        entries.len() as u64 - 1
+    }
+
+    /// Forgets a backing. Executors that are open on it go when they are idle.
+    pub(crate) fn remove(&self, handle: u64) {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = usize::try_from(handle)
+            .ok()
+            .and_then(|index| entries.get_mut(index))
+        {
+            *entry = None;
+        }
+    }
+
+    fn get(&self, index: usize) -> Option<Backing> {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        entries.get(index).cloned().flatten()
+    }
+}
+
+/// What somebody asks of an engine: another shard, the control thread, the node.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// Something that the node wants done on one of this engine's connections.
+    Effect(Effect),
+    /// The backing with this handle is gone.
+    Retire(u64),
+}
+
+/// Delivers what the node wants done to the shard that has the connection.
+pub(crate) trait Deliver: Send + Sync {
+    /// Hands a request to a shard.
+    fn deliver(&self, shard: u16, request: Request);
+}
+
+/// What all engines of a target share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) node: Arc<Mutex<Node>>,
+    pub(crate) backings: Arc<Backings>,
+    pub(crate) deliver: Arc<dyn Deliver>,
+}
+
+impl Shared {
+    pub(crate) fn new(config: &Config, deliver: Arc<dyn Deliver>) -> Result<Self, NodeConfigError> {
+        let node = Node::new(NodeIdentity {
+            max_queue_entries: u32::from(config.limits.queue_entries),
+            // Checked to be at most 16 MiB.
+            max_transfer: u32::try_from(config.node.max_transfer.0).unwrap_or(1 << 20),
+            ..NodeIdentity::default()
+        })?;
+        Ok(Self {
+            node: Arc::new(Mutex::new(node)),
+            backings: Arc::default(),
+            deliver,
+        })
+    }
+
+    pub(crate) fn node(&self) -> MutexGuard<'_, Node> {
+        // The node changes state only as its last step, so a panic elsewhere leaves it usable.
+        self.node.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends everything that the node wants done on its way.
+    pub(crate) fn route_effects(&self) {
+        loop {
+            let Some(effect) = self.node().poll_effect() else {
+                return;
+            };
+            let connection = match &effect {
+                Effect::Close { connection, .. }
+                | Effect::Respond { connection, .. }
+                | Effect::Abort { connection, .. } => *connection,
+            };
+            self.deliver
+                .deliver(shard_of(connection), Request::Effect(effect));
+        }
+    }
+}
+
+/// How engines are set up.
+#[derive(Debug, Clone)]
+pub(crate) struct EngineOptions {
+    pub(crate) shard: u16,
+    pub(crate) params: ControllerParams,
+    /// Bytes of buffers for data in transit.
+    pub(crate) buffers: usize,
+    /// Largest transfer in bytes.
+    pub(crate) max_transfer: usize,
+    /// Commands that one executor may have in flight.
+    pub(crate) executor_depth: u16,
+    pub(crate) file_backend: FileBackend,
+}
+
+impl EngineOptions {
+    pub(crate) fn new(config: &Config, shard: u16) -> Self {
+        let bytes = |size: Size| usize::try_from(size.0).unwrap_or(usize::MAX);
+        Self {
+            shard,
+            params: ControllerParams {
+                max_h2c_data: u32::try_from(config.node.max_transfer.0).unwrap_or(1 << 20),
+                header_digest: config.node.header_digest,
+                data_digest: config.node.data_digest,
+                max_depth: config.limits.queue_entries,
+                ..ControllerParams::default()
+            },
+            buffers: bytes(config.node.buffers),
+            max_transfer: bytes(config.node.max_transfer),
+            executor_depth: EXECUTOR_DEPTH,
+            file_backend: match config.node.events {
+                Events::Auto => FileBackend::Auto,
+                Events::IoUring => FileBackend::IoUring,
+                Events::Readiness => FileBackend::Threads,
+            },
+        }
+    }
+}
+
+/// Commands that one shard may have in flight at one namespace's executor.
+const EXECUTOR_DEPTH: u16 = 1024;
+const SHARD_SHIFT: u32 = 48;
+
+fn connection_id(shard: u16, key: Key) -> ConnectionId {
+    ConnectionId(u64::from(shard) << SHARD_SHIFT | key.to_bits())
+}
+
+fn shard_of(connection: ConnectionId) -> u16 {
+    u16::try_from(connection.0 >> SHARD_SHIFT).unwrap_or(u16::MAX)
+}
+
+fn key_of(connection: ConnectionId) -> Key {
+    Key::from_bits(connection.0 & ((1 << SHARD_SHIFT) - 1))
+}
+
+/// What sessions use of their engine.
+pub(crate) struct Core {
+    shared: Shared,
+    options: EngineOptions,
+    pub(crate) pool: Pool,
+    /// By handle. Handles are small numbers.
+    executors: Vec<Option<Box<Executor>>>,
+    /// Executors with commands, by handle.
+    busy: Vec<usize>,
+    finished: Vec<Finished>,
+    waiting_for_buffers: VecDeque<ExecutorRoute>,
+    /// Sessions with something to send, or that want to be closed.
+    listed: Vec<Key>,
+}
+
+impl Core {
+    pub(crate) fn node(&self) -> MutexGuard<'_, Node> {
+        self.shared.node()
+    }
+
+    pub(crate) fn route_effects(&self) {
+        self.shared.route_effects();
+    }
+
+    /// Remembers that a session has something for the shard to do.
+    #[inline]
+    pub(crate) fn list(&mut self, key: Key, listed: &mut bool) {
+        if !*listed {
+            *listed = true;
+            self.listed.push(key);
+        }
+    }
+
+    pub(crate) fn wait_for_buffer(&mut self, route: ExecutorRoute) {
+        self.waiting_for_buffers.push_back(route);
+    }
+
+    /// Starts a command at the executor with this handle.
+    #[inline]
+    pub(crate) fn start(&mut self, route: ExecutorRoute, handle: u64, command: Command, data: Data) {
+        let index = usize::try_from(handle).unwrap_or(usize::MAX);
+        if !matches!(self.executors.get(index), Some(Some(_))) && !self.open(index) {
+            let completion = Completion::failed(Status::NAMESPACE_NOT_READY);
+            return self.finished.push(Finished {
+                route,
+                completion,
+                data,
+            });
+        }
+        if let Some(Some(executor)) = self.executors.get_mut(index) {
+            if !executor.is_busy() {
+                self.busy.push(index);
+            }
+            executor.start(route, command, data);
+        }
+    }
+
+    #[cold]
+    fn open(&mut self, index: usize) -> bool {
+        let Some(backing) = self.shared.backings.get(index) else {
+            return false;
+        };
+        match Executor::open(&backing, self.options.executor_depth, self.options.file_backend) {
+            Ok(executor) => {
+                if self.executors.len() <= index {
+                    self.executors.resize_with(index + 1, || None);
+                }
+                if let Some(place) = self.executors.get_mut(index) {
+                    *place = Some(Box::new(executor));
+                }
+                true
+            }
+            Err(error) => {
+                tracing::error!(
+                    shard = self.options.shard,
+                    "cannot open a queue on a namespace's backing: {error}"
+                );
+                false
+            }
+        }
+    }
+
+    fn retire(&mut self, handle: u64) {
+        let Ok(index) = usize::try_from(handle) else {
+            return;
+        };
+        if let Some(place) = self.executors.get_mut(index) {
+            match place {
+                Some(executor) if executor.is_busy() => executor.retired = true,
+                _ => *place = None,
+            }
+        }
+    }
+
+    /// Starts what was submitted and moves what is done to `finished`.
+    fn run_executors(&mut self) {
+        let mut index = 0;
+        while let Some(&handle) = self.busy.get(index) {
+            let Some(Some(executor)) = self.executors.get_mut(handle) else {
+                self.busy.swap_remove(index);
+                continue;
+            };
+            executor.run(&mut self.finished);
+            if executor.is_busy() {
+                index += 1;
+                continue;
+            }
+            let retired = executor.retired;
+            self.busy.swap_remove(index);
+            if retired && let Some(place) = self.executors.get_mut(handle) {
+                *place = None;
+            }
+        }
+    }
+}
+
+/// A shard without sockets.
+pub(crate) struct Engine {
+    core: Core,
+    sessions: Slab<Box<Session>>,
+    scratch: Vec<Finished>,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("options", &self.core.options)
+            .field("sessions", &self.sessions.len())
+            .finish()
+    }
+}
+
+impl Engine {
+    pub(crate) fn new(shared: Shared, options: EngineOptions) -> Self {
+        let pool = Pool::new(options.buffers, options.max_transfer);
+        Self {
+            core: Core {
+                shared,
+                options,
+                pool,
+                executors: Vec::new(),
+                busy: Vec::new(),
+                finished: Vec::new(),
+                waiting_for_buffers: VecDeque::new(),
+                listed: Vec::new(),
+            },
+            sessions: Slab::new(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// A new connection that came in through `port`, to the address `local`.
+    pub(crate) fn open(
+        &mut self,
+        port: PortId,
+        local: IpAddr,
+        peer: Arc<str>,
+        in_capsule: u32,
+    ) -> Option<Key> {
+        let shard = self.core.options.shard;
+        let params = ControllerParams {
+            max_in_capsule_io: in_capsule,
+            ..self.core.options.params
+        };
+        let key = self.sessions.reserve()?;
+        match Session::new(key, connection_id(shard, key), (port, local), peer, &params) {
+            Ok(session) => {
+                self.sessions.fill(key, Box::new(session));
+                Some(key)
+            }
+            Err(error) => {
+                self.sessions.remove(key);
+                tracing::error!("a connection's parameters are wrong: {error}");
+                None
+            }
+        }
+    }
+
+    /// Bytes that a connection received, in order.
+    #[inline]
+    pub(crate) fn receive(&mut self, key: Key, bytes: &[u8], now: Instant) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.receive(&mut self.core, bytes, now);
+            Self::list_closing(&mut self.core, key, session);
+        }
+    }
+
+    /// Bytes that were received straight into [`Engine::landing`].
+    pub(crate) fn landed(&mut self, key: Key, count: usize, now: Instant) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.landed(&mut self.core, count, now);
+            Self::list_closing(&mut self.core, key, session);
+        }
+    }
+
+    /// Where the next bytes of a connection should be received directly, if that is worth it.
+    pub(crate) fn landing(&mut self, key: Key, minimum: usize) -> Option<Segment> {
+        self.sessions.get_mut(key)?.landing(minimum)
+    }
+
+    fn list_closing(core: &mut Core, key: Key, session: &mut Session) {
+        if session.closing().is_some() || session.has_output() {
+            core.list(key, &mut session.listed);
+        }
+    }
+
+    /// Starts everything that was submitted and takes what is done back to the sessions, until nothing more is done.
+    pub(crate) fn run(&mut self) {
+        loop {
+            self.core.run_executors();
+            if self.core.finished.is_empty() {
+                return;
+            }
+            let mut finished = std::mem::replace(&mut self.core.finished, std::mem::take(&mut self.scratch));
+            for done in finished.drain(..) {
+                match self.sessions.get_mut(done.route.session) {
+                    Some(session) => session.finish(&mut self.core, done),
+                    // The connection closed meanwhile: its buffer is free again.
+                    None => drop(done),
+                }
+            }
+            self.scratch = finished;
+            self.feed_waiting();
+        }
+    }
+
+    /// Gives free buffers to commands that wait for them, in the order in which they came.
+    fn feed_waiting(&mut self) {
+        while let Some(route) = self.core.waiting_for_buffers.pop_front() {
+            let Some(session) = self.sessions.get_mut(route.session) else {
+                continue;
+            };
+            if !session.retry_buffer(&mut self.core, route.command) {
+                self.core.waiting_for_buffers.push_front(route);
+                return;
+            }
+            Self::list_closing(&mut self.core, route.session, session);
+        }
+    }
+
+    /// Carries out a request.
+    pub(crate) fn request(&mut self, request: Request) {
+        match request {
+            Request::Retire(handle) => self.core.retire(handle),
+            Request::Effect(Effect::Close { connection, reason }) => {
+                self.close(
+                    key_of(connection),
+                    Closing {
+                        reason: reason.to_string(),
+                        ordinary: true,
+                    },
+                );
+            }
+            Request::Effect(Effect::Respond {
+                connection,
+                key,
+                status,
+                dw0,
+                dw1,
+            }) => {
+                if let Some(session) = self.sessions.get_mut(key_of(connection)) {
+                    let result = u64::from(dw1) << 32 | u64::from(dw0);
+                    session.answer(&mut self.core, key, Completion { status, result });
+                }
+            }
+            Request::Effect(Effect::Abort {
+                connection,
+                cid,
+                admin,
+                key,
+            }) => {
+                let session = self.sessions.get_mut(key_of(connection));
+                let aborted = session.is_some_and(|session| session.abort(&mut self.core, cid));
+                self.core.node().abort_finished(admin, key, aborted);
+                self.core.route_effects();
+            }
+        }
+    }
+
+    /// Ends a connection once its output is sent.
+    pub(crate) fn close(&mut self, key: Key, closing: Closing) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.close(closing);
+            Self::list_closing(&mut self.core, key, session);
+        }
+    }
+
+    /// Forgets a connection whose socket is closed.
+    pub(crate) fn forget(&mut self, key: Key, now: Instant) {
+        if let Some(session) = self.sessions.remove(key) {
+            if let Some(closing) = session.closing() {
+                let peer = session.peer();
+                if closing.ordinary {
+                    tracing::debug!(%peer, "connection closed: {}", closing.reason);
+                } else {
+                    tracing::warn!(%peer, "connection closed: {}", closing.reason);
+                }
+            }
+            self.core
+                .node()
+                .closed(connection_id(self.core.options.shard, key), now);
+            self.core.route_effects();
+            // Its buffers are free for others now.
+            drop(session);
+            self.feed_waiting();
+        }
+    }
+
+    /// The next session with something for the shard to do.
+    pub(crate) fn next_listed(&mut self) -> Option<Key> {
+        loop {
+            let key = self.core.listed.pop()?;
+            if let Some(session) = self.sessions.get_mut(key) {
+                session.listed = false;
+                return Some(key);
+            }
+        }
+    }
+
+    pub(crate) fn session(&mut self, key: Key) -> Option<&mut Session> {
+        self.sessions.get_mut(key).map(Box::as_mut)
+    }
+
+    /// What a session has to send, in exchange for an empty list; `None` if it has nothing.
+    pub(crate) fn take_output(&mut self, key: Key, spare: impl FnOnce() -> GatherList) -> Option<GatherList> {
+        let session = self.sessions.get_mut(key)?;
+        session.has_output().then(|| session.take_output(spare()))
+    }
+
+    /// Number of connections.
+    pub(crate) fn connections(&self) -> usize {
+        self.sessions.len()
+    }
+
+    pub(crate) fn sessions(&self) -> Vec<Key> {
+        self.sessions.keys()
+    }
+
+    /// Whether executors have commands.
+    pub(crate) fn is_executing(&self) -> bool {
+        !self.core.busy.is_empty()
+    }
+
+    /// Calls `f` with every busy executor that the shard does not watch yet and that has a descriptor to sleep on.
+    pub(crate) fn watch_executors(&mut self, mut f: impl FnMut(usize, BorrowedFd<'_>) -> bool) {
+        for &handle in &self.core.busy {
+            if let Some(Some(executor)) = self.core.executors.get_mut(handle)
+                && !executor.watched
+                && let Some(descriptor) = executor.wait_descriptor()
+            {
+                executor.watched = f(handle, descriptor);
+            }
+        }
+    }
+
+    /// The shard was woken for an executor and no longer watches it.
+    pub(crate) fn unwatched(&mut self, handle: usize) {
+        if let Some(Some(executor)) = self.core.executors.get_mut(handle) {
+            executor.watched = false;
+        }
+    }
+}

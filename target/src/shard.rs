@@ -1,0 +1,511 @@
+//! A shard: one thread with a reactor and an engine. Nothing it uses on the data path is shared.
+//!
+//! It polls while there is work and for a little longer, then sleeps in the kernel until a socket, an executor or
+//! another thread has something for it.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use homi_fabric::controller::PortId;
+use homi_fabric::time::Instant;
+use homi_queue::GatherList;
+use homi_reactor::{Event, Options, Reactor, ReactorError, Receive, SocketKey, Wait, Waker};
+
+use crate::clock::Clock;
+use crate::engine::{Engine, EngineOptions, Request, Shared};
+use crate::session::Closing;
+use crate::slab::Key;
+
+/// Payload with at least this much still to come is received where it belongs instead of through a staging buffer: from
+/// here on the copy costs more than the additional system calls.
+const DIRECT: usize = 32 << 10;
+/// Bytes taken along after a direct receive: the next headers.
+const LOOKAHEAD: usize = 256;
+/// How long a connection that is being closed may take to accept what is still to be sent.
+const LINGER: Duration = Duration::from_secs(2);
+/// Most bytes that one receive takes from the stream: everything that a reactor's staging buffer holds.
+pub(crate) const STAGING: usize = 128 << 10;
+/// Lists kept for reuse.
+const SPARE_LISTS: usize = 64;
+
+/// A connection on its way to a shard.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    pub(crate) stream: OwnedFd,
+    pub(crate) peer: Arc<str>,
+    pub(crate) port: PortId,
+    /// The address of this node that the host came to.
+    pub(crate) local: IpAddr,
+    pub(crate) in_capsule: u32,
+}
+
+/// What other threads ask of a shard.
+#[derive(Debug)]
+pub(crate) enum Message {
+    Arrival(Arrival),
+    Request(Request),
+    /// Close every connection and end.
+    Stop,
+}
+
+/// A shard's letter box.
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    messages: Mutex<VecDeque<Message>>,
+    waker: Mutex<Option<Waker>>,
+    /// Connections that the shard has, for balancing.
+    pub(crate) connections: AtomicU64,
+}
+
+impl Mailbox {
+    pub(crate) fn new() -> Self {
+        Self {
+            messages: Mutex::new(VecDeque::new()),
+            waker: Mutex::new(None),
+            connections: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn post(&self, message: Message) {
+        self.messages
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(message);
+        if let Some(waker) = &*self.waker.lock().unwrap_or_else(PoisonError::into_inner) {
+            waker.wake();
+        }
+    }
+
+    fn set_waker(&self, waker: Waker) {
+        *self.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker);
+    }
+
+    fn take(&self) -> Option<Message> {
+        self.messages
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
+    }
+}
+
+/// How a shard runs.
+#[derive(Debug, Clone)]
+pub(crate) struct ShardOptions {
+    pub(crate) engine: EngineOptions,
+    pub(crate) reactor: Options,
+    pub(crate) poll: Duration,
+    pub(crate) handshake: Duration,
+}
+
+/// A connection's socket, found by the key of its session.
+#[derive(Debug)]
+struct Socket {
+    key: SocketKey,
+    session: Key,
+    /// It is closed as soon as its output is sent; nothing is received any more.
+    lingering: bool,
+}
+
+/// Tokens of the reactor: sessions carry their key's bits, executors this flag and their handle.
+const EXECUTOR: u64 = 1 << 63;
+
+pub(crate) struct Shard {
+    reactor: Reactor,
+    engine: Engine,
+    clock: Clock,
+    mailbox: Arc<Mailbox>,
+    options: ShardOptions,
+    /// By the index of the session's key.
+    sockets: Vec<Option<Socket>>,
+    /// Descriptors of executors, by handle.
+    watched: Vec<Option<SocketKey>>,
+    /// When a connection must be connected by, or be closed.
+    deadlines: BinaryHeap<Reverse<(Instant, u64)>>,
+    spare: Vec<GatherList>,
+    heard: Heard,
+    /// Set when the shard is to end: when whatever is left is closed by force.
+    stopping: Option<Instant>,
+}
+
+/// What the events of one turn leave to be done after it.
+#[derive(Debug, Default)]
+struct Heard {
+    /// Sessions whose receive ended with bytes.
+    received: Vec<Key>,
+    /// Sessions whose send ended.
+    sent: Vec<Key>,
+    /// Sessions whose connection ended, and how if not by the peer closing it.
+    ended: Vec<(Key, Option<io::Error>)>,
+    mail: bool,
+}
+
+impl Shard {
+    /// Sets a shard up on the calling thread, which has to be the one that runs it.
+    pub(crate) fn new(
+        shared: Shared,
+        options: ShardOptions,
+        mailbox: Arc<Mailbox>,
+        clock: Clock,
+    ) -> Result<Self, ReactorError> {
+        let reactor = Reactor::new(options.reactor.clone())?;
+        mailbox.set_waker(reactor.waker());
+        let engine = Engine::new(shared, options.engine.clone());
+        Ok(Self {
+            reactor,
+            engine,
+            clock,
+            mailbox,
+            options,
+            sockets: Vec::new(),
+            watched: Vec::new(),
+            deadlines: BinaryHeap::new(),
+            spare: Vec::new(),
+            heard: Heard::default(),
+            stopping: None,
+        })
+    }
+
+    pub(crate) fn reactor(&self) -> &Reactor {
+        &self.reactor
+    }
+
+    /// Runs until told to stop and every connection is closed.
+    pub(crate) fn run(mut self) -> Result<(), ReactorError> {
+        let mut last_event = self.clock.now();
+        loop {
+            let wait = self.wait(last_event);
+            if self.turn(wait)? {
+                last_event = self.clock.now();
+            }
+            if self.stopping.is_some() && self.close_idle() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// How the next turn waits: not at all while there was something lately, else until the next deadline.
+    fn wait(&mut self, last_event: Instant) -> Wait {
+        let now = self.clock.now();
+        if now.saturating_since(last_event) < self.options.poll {
+            return Wait::Poll;
+        }
+        let Self {
+            engine,
+            reactor,
+            watched,
+            ..
+        } = self;
+        let mut all_watched = true;
+        engine.watch_executors(|handle, descriptor| {
+            let done = watch(reactor, watched, handle, descriptor);
+            all_watched &= done;
+            done
+        });
+        if !all_watched {
+            return Wait::Poll;
+        }
+        let deadline = self
+            .deadlines
+            .peek()
+            .map(|Reverse((due, _))| due.saturating_since(now));
+        Wait::Sleep(if self.stopping.is_some() {
+            Some(Duration::from_millis(10))
+        } else {
+            deadline
+        })
+    }
+
+    /// One turn: events, the batch they make, and what it leaves to be sent. Says whether anything happened.
+    fn turn(&mut self, wait: Wait) -> Result<bool, ReactorError> {
+        let Self {
+            reactor,
+            engine,
+            clock,
+            heard,
+            spare,
+            ..
+        } = self;
+        let mut now = None;
+        let events = reactor.turn(wait, &mut |event| match event {
+            Event::Received { token, direct, bytes } => {
+                let now = *now.get_or_insert_with(|| clock.now());
+                let key = Key::from_bits(token);
+                if direct > 0 {
+                    engine.landed(key, direct, now);
+                }
+                if !bytes.is_empty() {
+                    engine.receive(key, bytes, now);
+                }
+                heard.received.push(key);
+            }
+            Event::Sent { token, list } => {
+                if spare.len() < SPARE_LISTS {
+                    spare.push(list);
+                }
+                heard.sent.push(Key::from_bits(token));
+            }
+            Event::Closed { token } => heard.ended.push((Key::from_bits(token), None)),
+            Event::Failed { token, error, .. } if token & EXECUTOR == 0 => {
+                heard.ended.push((Key::from_bits(token), Some(error)));
+            }
+            Event::Readable { token } | Event::Failed { token, .. } => {
+                engine.unwatched(usize::try_from(token & !EXECUTOR).unwrap_or(usize::MAX));
+            }
+            Event::Woken => heard.mail = true,
+            Event::Accepted { .. } | Event::AcceptFailed { .. } => {}
+        })?;
+        let executing = self.engine.is_executing();
+        if events == 0 && !executing && self.deadlines.is_empty() {
+            return Ok(false);
+        }
+        if std::mem::take(&mut self.heard.mail) {
+            self.read_mail();
+        }
+        self.engine.run();
+        self.end_sessions();
+        self.check_deadlines();
+        self.flush();
+        self.rearm();
+        Ok(events > 0 || executing)
+    }
+
+    fn read_mail(&mut self) {
+        while let Some(message) = self.mailbox.take() {
+            match message {
+                Message::Arrival(arrival) => self.arrive(arrival),
+                Message::Request(request) => self.engine.request(request),
+                Message::Stop => self.stopping = Some(self.clock.now() + LINGER),
+            }
+        }
+    }
+
+    fn arrive(&mut self, arrival: Arrival) {
+        if self.stopping.is_some() {
+            return;
+        }
+        let Arrival {
+            stream,
+            peer,
+            port,
+            local,
+            in_capsule,
+        } = arrival;
+        let Some(session) = self.engine.open(port, local, peer, in_capsule) else {
+            return;
+        };
+        let key = self.reactor.add_stream(stream, session.to_bits());
+        self.reactor.receive(key, Receive::Staging { limit: STAGING });
+        if self.sockets.len() <= session.index() {
+            self.sockets.resize_with(session.index() + 1, || None);
+        }
+        if let Some(place) = self.sockets.get_mut(session.index()) {
+            *place = Some(Socket {
+                key,
+                session,
+                lingering: false,
+            });
+        }
+        self.deadlines.push(Reverse((
+            self.clock.now() + self.options.handshake,
+            session.to_bits(),
+        )));
+        self.count_connections();
+    }
+
+    fn count_connections(&self) {
+        self.mailbox
+            .connections
+            .store(self.engine.connections() as u64, Ordering::Relaxed);
+    }
+
+    /// Drops what the peers closed or what failed.
+    fn end_sessions(&mut self) {
+        let mut ended = std::mem::take(&mut self.heard.ended);
+        for (key, error) in ended.drain(..) {
+            if let Some(error) = error {
+                self.engine.close(
+                    key,
+                    Closing {
+                        reason: format!("the connection failed: {error}"),
+                        ordinary: true,
+                    },
+                );
+            }
+            self.drop_session(key);
+        }
+        self.heard.ended = ended;
+    }
+
+    fn drop_session(&mut self, session: Key) {
+        let place = self.sockets.get_mut(session.index());
+        if let Some(place) = place
+            && place.as_ref().is_some_and(|socket| socket.session == session)
+            && let Some(socket) = place.take()
+        {
+            self.reactor.close(socket.key);
+            self.engine.forget(session, self.clock.now());
+            self.count_connections();
+        }
+    }
+
+    fn check_deadlines(&mut self) {
+        if self.deadlines.is_empty() {
+            return;
+        }
+        let now = self.clock.now();
+        while let Some(&Reverse((due, bits))) = self.deadlines.peek() {
+            if due > now {
+                return;
+            }
+            self.deadlines.pop();
+            let key = Key::from_bits(bits);
+            let Some(session) = self.engine.session(key) else {
+                continue;
+            };
+            if session.closing().is_some() {
+                self.drop_session(key);
+            } else if !session.is_connected() {
+                let seconds = self.options.handshake.as_secs();
+                let reason = format!("the host did not connect to a subsystem within {seconds} s");
+                self.engine.close(
+                    key,
+                    Closing {
+                        reason,
+                        ordinary: false,
+                    },
+                );
+            }
+        }
+    }
+
+    /// Sends what the sessions left, one list per connection at a time, and closes what is done.
+    fn flush(&mut self) {
+        let mut sent = std::mem::take(&mut self.heard.sent);
+        for key in sent.drain(..) {
+            self.flush_session(key);
+        }
+        self.heard.sent = sent;
+        while let Some(key) = self.engine.next_listed() {
+            self.flush_session(key);
+        }
+    }
+
+    fn flush_session(&mut self, session: Key) {
+        let Some(socket) = find(&mut self.sockets, session) else {
+            return;
+        };
+        if self.reactor.send_in_flight(socket.key) {
+            return;
+        }
+        let spare = &mut self.spare;
+        if let Some(list) = self
+            .engine
+            .take_output(session, || spare.pop().unwrap_or_default())
+        {
+            self.reactor.send(socket.key, list);
+        }
+        let closing = self
+            .engine
+            .session(session)
+            .is_some_and(|session| session.closing().is_some());
+        if !closing {
+            return;
+        }
+        if self.reactor.send_in_flight(socket.key) {
+            if !socket.lingering {
+                socket.lingering = true;
+                self.deadlines
+                    .push(Reverse((self.clock.now() + LINGER, session.to_bits())));
+            }
+        } else {
+            self.drop_session(session);
+        }
+    }
+
+    /// Arms the next receive of every connection that received something.
+    fn rearm(&mut self) {
+        let mut received = std::mem::take(&mut self.heard.received);
+        for key in received.drain(..) {
+            let Some(socket) = find(&mut self.sockets, key) else {
+                continue;
+            };
+            if socket.lingering {
+                continue;
+            }
+            let receive = match self.engine.landing(key, DIRECT) {
+                Some(segment) => Receive::Into {
+                    segment,
+                    lookahead: LOOKAHEAD,
+                },
+                None => Receive::Staging { limit: STAGING },
+            };
+            self.reactor.receive(socket.key, receive);
+        }
+        self.heard.received = received;
+    }
+
+    /// While stopping: closes connections that have nothing executing, by force when time is up; true when none is left.
+    fn close_idle(&mut self) -> bool {
+        let force = self.stopping.is_some_and(|limit| self.clock.now() > limit);
+        for key in self.engine.sessions() {
+            if force {
+                self.drop_session(key);
+            } else if self
+                .engine
+                .session(key)
+                .is_some_and(|session| session.executing() == 0)
+            {
+                let reason = "the target is stopping".to_owned();
+                self.engine.close(
+                    key,
+                    Closing {
+                        reason,
+                        ordinary: true,
+                    },
+                );
+            }
+        }
+        self.flush();
+        self.engine.connections() == 0
+    }
+}
+
+fn find(sockets: &mut [Option<Socket>], session: Key) -> Option<&mut Socket> {
+    sockets
+        .get_mut(session.index())?
+        .as_mut()
+        .filter(|socket| socket.session == session)
+}
+
+/// Asks to be woken when an executor's descriptor is readable; false if that cannot be had.
+fn watch(
+    reactor: &mut Reactor,
+    watched: &mut Vec<Option<SocketKey>>,
+    handle: usize,
+    descriptor: BorrowedFd<'_>,
+) -> bool {
+    if watched.len() <= handle {
+        watched.resize(handle + 1, None);
+    }
+    let Some(place) = watched.get_mut(handle) else {
+        return false;
+    };
+    let key = match *place {
+        Some(key) => key,
+        None => match reactor.add_watched(descriptor, EXECUTOR | handle as u64) {
+            Ok(key) => *place.insert(key),
+            Err(error) => {
+                tracing::warn!("cannot sleep on an executor, polling it instead: {error}");
+                return false;
+            }
+        },
+    };
+    reactor.watch(key);
+    true
+}
