@@ -57,7 +57,7 @@ pub enum SocketError {
         address: SocketAddr,
     },
     /// There is no way to the host or network.
-    #[error("{address} cannot be reached: check the address, the routes and the firewalls on the way")]
+    #[error("{address} cannot be reached ({source}): check the address, the routes and the firewalls on the way")]
     Unreachable {
         /// The address to connect to.
         address: SocketAddr,
@@ -83,7 +83,7 @@ pub enum SocketError {
         reason: String,
     },
     /// Another system call failed.
-    #[error("to {action} for {address} failed")]
+    #[error("to {action} for {address} failed ({source})")]
     System {
         /// What was attempted.
         action: &'static str,

@@ -214,7 +214,7 @@ pub enum ReactorError {
         source: io::Error,
     },
     /// A system call failed.
-    #[error("to {action} failed")]
+    #[error("to {action} failed ({source})")]
     System {
         /// What was attempted.
         action: &'static str,
