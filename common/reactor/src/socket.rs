@@ -57,7 +57,9 @@ pub enum SocketError {
         address: SocketAddr,
     },
     /// There is no way to the host or network.
-    #[error("{address} cannot be reached ({source}): check the address, the routes and the firewalls on the way")]
+    #[error(
+        "{address} cannot be reached ({source}): check the address, the routes and the firewalls on the way"
+    )]
     Unreachable {
         /// The address to connect to.
         address: SocketAddr,
