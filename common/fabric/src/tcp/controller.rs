@@ -55,10 +55,10 @@ impl ControllerParams {
         if self.cpda_z > PDA_MAX_Z {
             return Err(ParameterError::Alignment(self.cpda_z));
         }
-        if self.max_h2c_data < MAXH2CDATA_MIN || self.max_h2c_data % 4 != 0 {
+        if self.max_h2c_data < MAXH2CDATA_MIN || !self.max_h2c_data.is_multiple_of(4) {
             return Err(ParameterError::MaxH2cData(self.max_h2c_data));
         }
-        if self.max_in_capsule_io % 16 != 0 {
+        if !self.max_in_capsule_io.is_multiple_of(16) {
             return Err(ParameterError::InCapsule(self.max_in_capsule_io));
         }
         if !(1..=MAX_DEPTH).contains(&self.max_depth) {

@@ -195,7 +195,7 @@ impl Framing {
     pub(crate) fn with_data(&self, header: &PduHeader) -> Result<Payload, TransportError> {
         let pdu = header.pdu_type;
         let minimum = header.hlen + self.header_digest_len();
-        if header.pdo < minimum || header.pdo % self.receive_alignment != 0 {
+        if header.pdo < minimum || !header.pdo.is_multiple_of(self.receive_alignment) {
             return Err(TransportError::DataOffset {
                 pdu,
                 found: header.pdo,

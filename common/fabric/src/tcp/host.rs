@@ -564,7 +564,7 @@ impl HostConnection {
             return Err(TransportError::DigestNegotiation { wanted, granted });
         }
         let limit = response.maxh2cdata.get();
-        if limit < MAXH2CDATA_MIN || limit % 4 != 0 {
+        if limit < MAXH2CDATA_MIN || !limit.is_multiple_of(4) {
             return Err(TransportError::PeerMaxH2cData(limit));
         }
         self.max_h2c_data = limit.min(MAX_H2C_DATA);
