@@ -37,7 +37,9 @@ impl Backing {
     pub fn open_queue(&self, depth: u16, backend: FileBackend) -> io::Result<LocalQueue> {
         match self {
             Self::Ram(ram) => Ok(LocalQueue::Ram(ram.open_queue(depth))),
-            Self::File(file) => file.open_queue(depth, backend).map(|queue| LocalQueue::File(Box::new(queue))),
+            Self::File(file) => file
+                .open_queue(depth, backend)
+                .map(|queue| LocalQueue::File(Box::new(queue))),
         }
     }
 }

@@ -18,7 +18,7 @@ const CLASSES: usize = 9;
 /// Bytes that a queue keeps; what is needed beyond that is allocated and freed.
 const KEPT: usize = 64 << 20;
 /// How many regions in use are passed over before another one is allocated.
-const LOOKED_AT: usize = 8;
+const LOOKED_AT: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct Bounce {
@@ -29,7 +29,11 @@ pub(crate) struct Bounce {
 
 impl Bounce {
     pub(crate) fn new() -> Self {
-        Self { classes: Default::default(), budget: Budget::new(KEPT), zeroes: None }
+        Self {
+            classes: Default::default(),
+            budget: Budget::new(KEPT),
+            zeroes: None,
+        }
     }
 
     /// `len` bytes, with whatever is in them.
@@ -92,7 +96,10 @@ mod tests {
         let mut bounce = Bounce::new();
         for len in [1, 4096, 4097, 1 << 20, (1 << 20) + 1, 5 << 20] {
             let segment = bounce.take(len).unwrap();
-            assert_eq!((segment.len(), segment.host_address() as usize % ALIGNMENT), (len, 0));
+            assert_eq!(
+                (segment.len(), segment.host_address() as usize % ALIGNMENT),
+                (len, 0)
+            );
         }
         let held: Vec<_> = (0..100).map(|_| bounce.take(1 << 20).unwrap()).collect();
         assert!(bounce.budget.used() <= KEPT);

@@ -49,7 +49,9 @@ pub(crate) fn equal(
     let mut done = 0;
     while done < len {
         let part = STEP.min(len - done);
-        let (Some(ours), Some(theirs)) = (ours.get_mut(..part), theirs.get_mut(..part)) else { break };
+        let (Some(ours), Some(theirs)) = (ours.get_mut(..part), theirs.get_mut(..part)) else {
+            break;
+        };
         region.read(from + done, ours)?;
         data.read(at + done, theirs)?;
         if ours != theirs {
@@ -67,7 +69,10 @@ mod tests {
     #[test]
     fn lists_are_copied_and_compared_as_one_transfer() {
         let list = Region::from_vec((0..=255).cycle().take(10_000).collect());
-        let data = Data::List(vec![list.segment(5000..10_000).unwrap(), list.segment(0..5000).unwrap()]);
+        let data = Data::List(vec![
+            list.segment(5000..10_000).unwrap(),
+            list.segment(0..5000).unwrap(),
+        ]);
         let region = Region::allocate(12_000, 1).unwrap();
         copy_out(&data, 100, &region, 7, 9900).unwrap();
         assert!(equal(&data, 100, &region, 7, 9900).unwrap());

@@ -45,7 +45,12 @@ impl FileOptions {
     /// The file or block device at `path`: writable, direct where possible, with the block size that fits it.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), block_size: None, read_only: false, direct: DirectIo::Auto }
+        Self {
+            path: path.into(),
+            block_size: None,
+            read_only: false,
+            direct: DirectIo::Auto,
+        }
     }
 
     /// Bytes per logical block, 512 or 4096. Left out, it is 512, or 4096 where the storage has such blocks.
@@ -75,13 +80,17 @@ impl FileOptions {
 #[non_exhaustive]
 pub enum OpenError {
     /// There is nothing at the path.
-    #[error("{path} does not exist: create it first, for example with `truncate -s 1G {path}`, or correct the path")]
+    #[error(
+        "{path} does not exist: create it first, for example with `truncate -s 1G {path}`, or correct the path"
+    )]
     NotFound {
         /// The path.
         path: PathBuf,
     },
     /// The process may not open it.
-    #[error("no permission to open {path} for {purpose}: change its permissions, or serve it read-only if it is readable")]
+    #[error(
+        "no permission to open {path} for {purpose}: change its permissions, or serve it read-only if it is readable"
+    )]
     PermissionDenied {
         /// The path.
         path: PathBuf,
@@ -103,13 +112,17 @@ pub enum OpenError {
         kind: &'static str,
     },
     /// Somebody else serves or has mounted it.
-    #[error("{path} is in use: it is served already or mounted; stop that first, or serve it read-only everywhere")]
+    #[error(
+        "{path} is in use: it is served already or mounted; stop that first, or serve it read-only everywhere"
+    )]
     InUse {
         /// The path.
         path: PathBuf,
     },
     /// Its size and block size do not make a namespace.
-    #[error("{path} cannot be a namespace: {source}; change the file's size (`truncate -s`) or the block size")]
+    #[error(
+        "{path} cannot be a namespace: {source}; change the file's size (`truncate -s`) or the block size"
+    )]
     Geometry {
         /// The path.
         path: PathBuf,
@@ -117,7 +130,9 @@ pub enum OpenError {
         source: GeometryError,
     },
     /// The device's blocks are larger than those asked for.
-    #[error("{path} has logical blocks of {device} bytes, so blocks of {asked} bytes cannot be served: use {device}")]
+    #[error(
+        "{path} has logical blocks of {device} bytes, so blocks of {asked} bytes cannot be served: use {device}"
+    )]
     BlockTooSmall {
         /// The path.
         path: PathBuf,
@@ -181,7 +196,13 @@ impl File {
     /// [`OpenError`], which says what to change.
     pub fn open(options: &FileOptions) -> Result<Self, OpenError> {
         let path = &options.path;
-        let failed = |action| move |source| OpenError::Io { path: path.clone(), action, source };
+        let failed = |action| {
+            move |source| OpenError::Io {
+                path: path.clone(),
+                action,
+                source,
+            }
+        };
         // Looked at before it is opened, because opening a pipe waits and opening a terminal has effects.
         let metadata = fs::metadata(path).map_err(|error| refused(options, error))?;
         let is_block_device = storage_kind(path, &metadata)?;
@@ -195,26 +216,38 @@ impl File {
         let file = open.open(path).map_err(|error| refused(options, error))?;
         let metadata = file.metadata().map_err(failed("examine"))?;
         if storage_kind(path, &metadata)? != is_block_device {
-            return Err(failed("open")(io::Error::from(io::ErrorKind::StaleNetworkFileHandle)));
+            return Err(failed("open")(io::Error::from(
+                io::ErrorKind::StaleNetworkFileHandle,
+            )));
         }
         let descriptor = OwnedFd::from(file);
         let unlocked_reason = lock(options, &descriptor)?;
 
         let (bytes, smallest_block) = if is_block_device {
             let bytes = storage::block_device_size(descriptor.as_fd()).map_err(failed("find the size of"))?;
-            let block = storage::logical_block_size(descriptor.as_fd()).map_err(failed("find the block size of"))?;
+            let block =
+                storage::logical_block_size(descriptor.as_fd()).map_err(failed("find the block size of"))?;
             (bytes, block)
         } else {
             (metadata.len(), 512)
         };
         let block_size = options.block_size.unwrap_or(smallest_block.max(512));
-        let geometry = NamespaceGeometry::from_bytes(block_size, bytes)
-            .map_err(|source| OpenError::Geometry { path: path.clone(), source })?;
+        let geometry =
+            NamespaceGeometry::from_bytes(block_size, bytes).map_err(|source| OpenError::Geometry {
+                path: path.clone(),
+                source,
+            })?;
         if block_size < smallest_block {
             let (asked, device) = (block_size, smallest_block);
-            return Err(OpenError::BlockTooSmall { path: path.clone(), asked, device });
+            return Err(OpenError::BlockTooSmall {
+                path: path.clone(),
+                asked,
+                device,
+            });
         }
-        let boundary = is_block_device.then(|| chunk_of(metadata.rdev(), block_size)).flatten();
+        let boundary = is_block_device
+            .then(|| chunk_of(metadata.rdev(), block_size))
+            .flatten();
         let geometry = geometry
             .with_read_only(options.read_only)
             .with_optimal_io_boundary(boundary)
@@ -226,7 +259,10 @@ impl File {
             DirectIo::Auto | DirectIo::Require => match try_direct(&descriptor, block_size, smallest_block) {
                 Ok(alignment) => (Some(alignment), None),
                 Err(reason) if options.direct == DirectIo::Require => {
-                    return Err(OpenError::NoDirectIo { path: path.clone(), reason });
+                    return Err(OpenError::NoDirectIo {
+                        path: path.clone(),
+                        reason,
+                    });
                 }
                 Err(reason) => (None, Some(reason)),
             },
@@ -303,7 +339,10 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // The kernel may hold the file a little longer than the rings on it; the lock must not last as long.
         // Without a lock there is nothing to lose.
-        let _ = fcntl(&*self.descriptor, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)));
+        let _ = fcntl(
+            &*self.descriptor,
+            FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)),
+        );
     }
 }
 
@@ -313,12 +352,20 @@ fn refused(options: &FileOptions, source: io::Error) -> OpenError {
     match source.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOENT | Errno::ENOTDIR) => OpenError::NotFound { path },
         Some(Errno::EACCES | Errno::EPERM) => {
-            let purpose = if options.read_only { "reading" } else { "reading and writing" };
+            let purpose = if options.read_only {
+                "reading"
+            } else {
+                "reading and writing"
+            };
             OpenError::PermissionDenied { path, purpose }
         }
         Some(Errno::EROFS) => OpenError::ReadOnlyFileSystem { path },
         Some(Errno::EBUSY | Errno::ETXTBSY) => OpenError::InUse { path },
-        _ => OpenError::Io { path, action: "open", source },
+        _ => OpenError::Io {
+            path,
+            action: "open",
+            source,
+        },
     }
 }
 
@@ -334,7 +381,10 @@ fn storage_kind(path: &Path, metadata: &fs::Metadata) -> Result<bool, OpenError>
         () if kind.is_socket() => "socket",
         () => "special file",
     };
-    Err(OpenError::NotStorage { path: path.to_owned(), kind })
+    Err(OpenError::NotStorage {
+        path: path.to_owned(),
+        kind,
+    })
 }
 
 fn whole_file(kind: libc::c_int) -> libc::flock {
@@ -351,7 +401,11 @@ fn whole_file(kind: libc::c_int) -> libc::flock {
 /// read-only. The lock belongs to this opening of the file, so it also keeps out a second opening in this process.
 /// Returns why there is no lock if the file system has none.
 fn lock(options: &FileOptions, descriptor: &OwnedFd) -> Result<Option<String>, OpenError> {
-    let kind = if options.read_only { libc::F_RDLCK } else { libc::F_WRLCK };
+    let kind = if options.read_only {
+        libc::F_RDLCK
+    } else {
+        libc::F_WRLCK
+    };
     let path = || options.path.clone();
     match fcntl(descriptor, FcntlArg::F_OFD_SETLK(&whole_file(kind))) {
         Ok(_) => Ok(None),
@@ -359,13 +413,18 @@ fn lock(options: &FileOptions, descriptor: &OwnedFd) -> Result<Option<String>, O
         Err(errno @ (Errno::ENOLCK | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS)) => {
             Ok(Some(format!("the file system has no locks ({errno})")))
         }
-        Err(errno) => Err(OpenError::Io { path: path(), action: "lock", source: errno.into() }),
+        Err(errno) => Err(OpenError::Io {
+            path: path(),
+            action: "lock",
+            source: errno.into(),
+        }),
     }
 }
 
 /// Switches direct I/O on, or says why that is not possible; the file is buffered then.
 fn try_direct(descriptor: &OwnedFd, block_size: u32, smallest_block: u32) -> Result<DirectAlignment, String> {
-    let flags = fcntl(descriptor, FcntlArg::F_GETFL).map_err(|errno| format!("its flags are unknown ({errno})"))?;
+    let flags =
+        fcntl(descriptor, FcntlArg::F_GETFL).map_err(|errno| format!("its flags are unknown ({errno})"))?;
     let flags = OFlag::from_bits_retain(flags);
     fcntl(descriptor, FcntlArg::F_SETFL(flags | OFlag::O_DIRECT))
         .map_err(|errno| format!("the file system refuses direct I/O ({errno})"))?;
@@ -390,17 +449,25 @@ fn direct_alignment(
         }
         Some(alignment) => [alignment; 2],
         // Not told: a trial decides.
-        None => [smallest_block, 4096].map(|bytes| DirectAlignment { memory: bytes, offset: bytes }),
+        None => [smallest_block, 4096].map(|bytes| DirectAlignment {
+            memory: bytes,
+            offset: bytes,
+        }),
     };
     let mut reason = String::new();
     for alignment in candidates {
         if !block_size.is_multiple_of(alignment.offset) {
             let needed = alignment.offset;
-            reason = format!("direct I/O here needs blocks of {needed} bytes, and the namespace's have {block_size}");
+            reason = format!(
+                "direct I/O here needs blocks of {needed} bytes, and the namespace's have {block_size}"
+            );
             continue;
         }
         if alignment.memory as usize > ALIGNMENT {
-            reason = format!("direct I/O here needs memory aligned to {} bytes", alignment.memory);
+            reason = format!(
+                "direct I/O here needs memory aligned to {} bytes",
+                alignment.memory
+            );
             continue;
         }
         match trial_read(descriptor, block_size as usize, alignment.memory as usize) {
@@ -416,7 +483,11 @@ fn trial_read(descriptor: &OwnedFd, block_size: usize, memory: usize) -> io::Res
     let mut buffer = Buffer::allocate(block_size + memory).map_err(|_| io::ErrorKind::OutOfMemory)?;
     let block = buffer.get_mut(memory..memory + block_size).unwrap_or(&mut []);
     let read = nix::sys::uio::pread(descriptor, block, 0)?;
-    if read == block_size { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    if read == block_size {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
 }
 
 /// Blocks between the boundaries of a device whose parts work separately (zones, stripes), if it tells.

@@ -7,8 +7,8 @@ use std::os::fd::BorrowedFd;
 use std::thread;
 
 use homi_queue::{
-    Command, CommandId, Completed, Completion, Data, LostReason, Queue, QueueFull, QueueLost, Slot, Slots, Undelivered,
-    Wait,
+    Command, CommandId, Completed, Completion, Data, LostReason, Queue, QueueFull, QueueLost, Slot, Slots,
+    Undelivered, Wait,
 };
 use homi_reactor::file_ring::{FileBackend, FileIndex, FileRing, FileRingCounters, Operation};
 use homi_spec::status::Status;
@@ -87,7 +87,10 @@ impl FileQueue {
     /// What it has done so far.
     #[must_use]
     pub fn counters(&self) -> FileQueueCounters {
-        FileQueueCounters { ring: self.ring.counters(), failures: self.failures }
+        FileQueueCounters {
+            ring: self.ring.counters(),
+            failures: self.failures,
+        }
     }
 
     /// The last failure of a file operation, once: for logs, because a status does not carry the system's error.
@@ -99,7 +102,9 @@ impl FileQueue {
     /// has no resources for a helper thread; the command ends with an error then.
     fn push(&mut self, id: CommandId, operation: Operation, data: Data) {
         let token = u64::from(id.0);
-        let Err(refused) = self.ring.push(token, FILE, operation, data) else { return };
+        let Err(refused) = self.ring.push(token, FILE, operation, data) else {
+            return;
+        };
         let Ok(task) = self.slots.get_mut(id) else { return };
         if task.is_transfer() {
             task.data = refused.data;
@@ -108,7 +113,11 @@ impl FileQueue {
         if self.ring.push(token, FILE, operation, data).is_err()
             && let Ok(task) = self.slots.take(id)
         {
-            self.ready.push(Completed { id, completion: Status::INTERNAL_ERROR.into(), data: task.data });
+            self.ready.push(Completed {
+                id,
+                completion: Status::INTERNAL_ERROR.into(),
+                data: task.data,
+            });
         }
     }
 
@@ -118,7 +127,11 @@ impl FileQueue {
             return None;
         };
         let mut failure = None;
-        let mut means = Means { file: &self.file.0, bounce: &mut self.bounce, failure: &mut failure };
+        let mut means = Means {
+            file: &self.file.0,
+            bounce: &mut self.bounce,
+            failure: &mut failure,
+        };
         let next = task.resume(&mut means, outcome, memory);
         if failure.is_some() {
             self.failure = failure;
@@ -131,7 +144,11 @@ impl FileQueue {
             }
             Next::Over(status) => {
                 let task = self.slots.take(id).ok()?;
-                Some(Completed { id, completion: Completion::from(status), data: task.data })
+                Some(Completed {
+                    id,
+                    completion: Completion::from(status),
+                    data: task.data,
+                })
             }
         }
     }
@@ -158,24 +175,36 @@ impl FileQueue {
 
     /// Ends the queue: every command without a completion is handed back, with its memory where the kernel let go of it.
     fn lose(&mut self, error: &io::Error) -> QueueLost {
-        let reason = LostReason::Io(format!("the file ring of {} failed: {error}", self.file.path().display()));
+        let reason = LostReason::Io(format!(
+            "the file ring of {} failed: {error}",
+            self.file.path().display()
+        ));
         self.lost = Some(reason);
         let slots = &mut self.slots;
         self.ring.close(&mut |token, memory| {
-            let task = u16::try_from(token).ok().and_then(|id| slots.get_mut(CommandId(id)).ok());
+            let task = u16::try_from(token)
+                .ok()
+                .and_then(|id| slots.get_mut(CommandId(id)).ok());
             if let Some(task) = task.filter(|task| task.is_transfer()) {
                 task.data = memory;
             }
         });
-        self.still_lost().err().unwrap_or_else(|| QueueLost::new(LostReason::Local, Vec::new()))
+        self.still_lost()
+            .err()
+            .unwrap_or_else(|| QueueLost::new(LostReason::Local, Vec::new()))
     }
 
     /// An error if the queue was lost, with the commands submitted since the last one.
     fn still_lost(&mut self) -> Result<(), QueueLost> {
         let Some(reason) = &self.lost else { return Ok(()) };
         let undelivered = self.slots.drain().into_iter();
-        let undelivered =
-            undelivered.map(|(id, task)| Undelivered { id, command: task.command, data: task.data }).collect();
+        let undelivered = undelivered
+            .map(|(id, task)| Undelivered {
+                id,
+                command: task.command,
+                data: task.data,
+            })
+            .collect();
         Err(QueueLost::new(reason.clone(), undelivered))
     }
 }
@@ -198,7 +227,11 @@ impl Queue for FileQueue {
         if self.lost.is_some() {
             return self.slots.occupy(slot, task);
         }
-        let mut means = Means { file: &self.file.0, bounce: &mut self.bounce, failure: &mut self.failure };
+        let mut means = Means {
+            file: &self.file.0,
+            bounce: &mut self.bounce,
+            failure: &mut self.failure,
+        };
         let (operation, memory) = task.begin(&mut means);
         let id = self.slots.occupy(slot, task);
         self.push(id, operation, memory);
@@ -213,7 +246,9 @@ impl Queue for FileQueue {
     fn poll(&mut self, completed: &mut impl Extend<Completed>) -> Result<usize, QueueLost> {
         self.still_lost()?;
         let mut outcomes = mem::take(&mut self.outcomes);
-        let polled = self.ring.poll(&mut |token, outcome, data| outcomes.push((token, outcome, data)));
+        let polled = self
+            .ring
+            .poll(&mut |token, outcome, data| outcomes.push((token, outcome, data)));
         let mut count = self.ready.len();
         completed.extend(self.ready.drain(..));
         for (token, outcome, memory) in outcomes.drain(..) {
@@ -245,5 +280,165 @@ impl fmt::Debug for FileQueue {
             .field("ring", &self.ring)
             .field("in_flight", &self.slots.in_flight())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::env;
+    use std::fs;
+    use std::path::PathBuf;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use homi_queue::Region;
+
+    use super::*;
+    use crate::file::FileOptions;
+
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new() -> Self {
+            static NEXT: AtomicU32 = AtomicU32::new(0);
+            let name = format!(
+                "homi-file-queue-{}-{}",
+                std::process::id(),
+                NEXT.fetch_add(1, Ordering::Relaxed)
+            );
+            let path = env::temp_dir().join(name);
+            fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_file(&self.0);
+        }
+    }
+
+    fn each_queue(body: impl Fn(FileQueue)) {
+        for backend in [FileBackend::IoUring, FileBackend::Threads] {
+            let scratch = Scratch::new();
+            let file = File::open(&FileOptions::new(&scratch.0)).unwrap();
+            match file.open_queue(8, backend) {
+                Ok(queue) => body(queue),
+                Err(error) => {
+                    assert_eq!(backend, FileBackend::IoUring, "threads are always available");
+                    eprintln!("skipped: io_uring is not available: {error}");
+                }
+            }
+        }
+    }
+
+    fn run(queue: &mut FileQueue, command: Command, data: Data) -> Completed {
+        let slot = queue.reserve().unwrap();
+        queue.submit(slot, command, data);
+        queue.commit().unwrap();
+        let mut completed = Vec::new();
+        while queue.poll(&mut completed).unwrap() == 0 {
+            thread::yield_now();
+        }
+        completed.remove(0)
+    }
+
+    fn memory(value: u8) -> Data {
+        Data::whole(Region::from_vec(vec![value; 4096]))
+    }
+
+    #[test]
+    fn a_lost_queue_hands_every_command_back_once_with_its_memory() {
+        each_queue(|mut queue| {
+            let mut ids = Vec::new();
+            for lba in 0..5 {
+                let slot = queue.reserve().unwrap();
+                ids.push(queue.submit(slot, Command::write(1, lba * 8, 8), memory(1)));
+                if lba == 2 {
+                    queue.commit().unwrap();
+                }
+            }
+            let lost = queue.lose(&io::Error::from_raw_os_error(libc::EBADF));
+            let (reason, undelivered) = lost.into_parts();
+            assert!(reason.to_string().contains("Bad file descriptor"), "{reason}");
+            assert_eq!(undelivered.iter().map(|lost| lost.id).collect::<Vec<_>>(), ids);
+            for (n, lost) in undelivered.iter().enumerate() {
+                assert_eq!((lost.command.lba(), lost.data.len()), (n as u64 * 8, 4096));
+            }
+            assert!(queue.poll(&mut Vec::new()).unwrap_err().undelivered().is_empty());
+            let slot = queue.reserve().unwrap();
+            let id = queue.submit(slot, Command::flush(1), Data::None);
+            let lost = queue.commit().unwrap_err();
+            assert_eq!(
+                lost.undelivered().iter().map(|lost| lost.id).collect::<Vec<_>>(),
+                [id]
+            );
+        });
+    }
+
+    #[test]
+    fn a_file_without_holes_and_zero_ranges_is_zeroed_by_writing() {
+        each_queue(|mut queue| {
+            let whole = || Data::whole(Region::from_vec(vec![3; 1 << 20]));
+            assert!(
+                run(&mut queue, Command::write(1, 0, 2048), whole())
+                    .completion
+                    .is_success()
+            );
+            queue.file.0.lacks.punch_hole.store(true, Ordering::Relaxed);
+            queue.file.0.lacks.zero_range.store(true, Ordering::Relaxed);
+            for deallocate in [false, true] {
+                let zeroes = Command::write_zeroes(1, 8, 2032, deallocate).with_fua();
+                assert!(run(&mut queue, zeroes, Data::None).completion.is_success());
+                let done = run(
+                    &mut queue,
+                    Command::read(1, 0, 2048),
+                    Data::Anywhere { len: 1 << 20 },
+                );
+                let mut bytes = vec![1; 1 << 20];
+                done.data.read(0, &mut bytes).unwrap();
+                assert_eq!(bytes[..4096], [3; 4096]);
+                assert!(bytes[4096..2040 * 512].iter().all(|byte| *byte == 0));
+                assert_eq!(bytes[2040 * 512..], [3; 4096]);
+            }
+            // Deallocation is advice, so what cannot be deallocated keeps its bytes.
+            let mut range = [0; 16];
+            range[4] = 8;
+            let range = Data::whole(Region::from_vec(range.to_vec()));
+            assert!(
+                run(&mut queue, Command::deallocate(1, 1), range)
+                    .completion
+                    .is_success()
+            );
+            assert!(
+                run(&mut queue, Command::compare(1, 0, 8), memory(3))
+                    .completion
+                    .is_success()
+            );
+        });
+    }
+
+    #[test]
+    fn what_the_file_refuses_is_a_status_and_a_failure_to_log() {
+        each_queue(|mut queue| {
+            // The queue believes that it may write; the descriptor says otherwise.
+            let scratch = Scratch::new();
+            let options = FileOptions::new(&scratch.0).read_only(true);
+            let read_only = File::open(&options).unwrap();
+            queue.ring = FileRing::new(8, vec![read_only.0.descriptor.clone()], queue.backend()).unwrap();
+            let done = run(&mut queue, Command::write(1, 0, 8), memory(1));
+            assert!(
+                done.completion.status.is(Status::NAMESPACE_WRITE_PROTECTED),
+                "{:?}",
+                done.completion
+            );
+            assert_eq!(done.data.len(), 4096);
+            assert_eq!(queue.counters().failures, 1);
+            let failure = queue.take_failure().unwrap().to_string();
+            assert!(
+                failure.contains("Write") && failure.contains("Bad file descriptor"),
+                "{failure}"
+            );
+            assert!(queue.take_failure().is_none());
+        });
     }
 }

@@ -78,7 +78,13 @@ impl NamespaceGeometry {
             Some(bytes) if i64::try_from(bytes).is_ok() => {}
             _ => return Err(GeometryError::TooLarge { blocks, block_size }),
         }
-        Ok(Self { block_size, blocks, read_only: false, optimal_io_boundary: None, deallocated_reads_zeroes: true })
+        Ok(Self {
+            block_size,
+            blocks,
+            read_only: false,
+            optimal_io_boundary: None,
+            deallocated_reads_zeroes: true,
+        })
     }
 
     /// A namespace of `bytes` bytes, a whole number of logical blocks.
@@ -87,7 +93,7 @@ impl NamespaceGeometry {
     /// [`GeometryError`], as for [`NamespaceGeometry::new`], and if there is a part of a block at the end.
     pub fn from_bytes(block_size: u32, bytes: u64) -> Result<Self, GeometryError> {
         let whole = Self::new(block_size, bytes / u64::from(block_size.max(1)))?;
-        if bytes % u64::from(block_size) != 0 {
+        if !bytes.is_multiple_of(u64::from(block_size)) {
             return Err(GeometryError::NotWholeBlocks { bytes, block_size });
         }
         Ok(whole)
@@ -157,7 +163,10 @@ impl NamespaceGeometry {
         match lba.checked_add(blocks) {
             Some(end) if end <= self.blocks => {
                 let size = u64::from(self.block_size);
-                Ok(Span { offset: lba * size, len: blocks * size })
+                Ok(Span {
+                    offset: lba * size,
+                    len: blocks * size,
+                })
             }
             _ => Err(Status::LBA_OUT_OF_RANGE.with_dnr()),
         }
@@ -166,7 +175,10 @@ impl NamespaceGeometry {
     /// The bytes of one range of a Dataset Management command: NVM Command Set 1.0 §3.2.3, figure "Range Definition".
     pub(crate) fn range(&self, range: [u8; RANGE_SIZE]) -> Result<Span, Status> {
         let [_, _, _, _, a, b, c, d, lba @ ..] = range;
-        self.span(u64::from_le_bytes(lba), u64::from(u32::from_le_bytes([a, b, c, d])))
+        self.span(
+            u64::from_le_bytes(lba),
+            u64::from(u32::from_le_bytes([a, b, c, d])),
+        )
     }
 
     /// Reads a command: what is to be done, known to be possible, or the status that it ends with.
@@ -177,9 +189,9 @@ impl NamespaceGeometry {
         let opcode = command.opcode();
         let work = match opcode {
             NvmOpcode::FLUSH => Work::Flush,
-            NvmOpcode::DATASET_MANAGEMENT if command.is_deallocate() => {
-                Work::Deallocate { ranges: command.ranges() }
-            }
+            NvmOpcode::DATASET_MANAGEMENT if command.is_deallocate() => Work::Deallocate {
+                ranges: command.ranges(),
+            },
             NvmOpcode::DATASET_MANAGEMENT => Work::Nothing,
             NvmOpcode::READ
             | NvmOpcode::WRITE
@@ -193,7 +205,11 @@ impl NamespaceGeometry {
                     NvmOpcode::WRITE => Work::Write { span, fua },
                     NvmOpcode::COMPARE => Work::Compare { span, fua },
                     NvmOpcode::VERIFY => Work::Verify { span, fua },
-                    _ => Work::WriteZeroes { span, fua, deallocate: command.may_deallocate() },
+                    _ => Work::WriteZeroes {
+                        span,
+                        fua,
+                        deallocate: command.may_deallocate(),
+                    },
                 }
             }
             _ => return Err(Status::INVALID_OPCODE.with_dnr()),
@@ -213,20 +229,42 @@ impl NamespaceGeometry {
             }
             Work::Flush | Work::Verify { .. } | Work::WriteZeroes { .. } => data.is_empty(),
         };
-        if fits { Ok(work) } else { Err(Status::SGL_DATA_LENGTH_INVALID.with_dnr()) }
+        if fits {
+            Ok(work)
+        } else {
+            Err(Status::SGL_DATA_LENGTH_INVALID.with_dnr())
+        }
     }
 }
 
 /// A command that was found possible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Work {
-    Read { span: Span, fua: bool },
-    Write { span: Span, fua: bool },
-    Compare { span: Span, fua: bool },
-    Verify { span: Span, fua: bool },
-    WriteZeroes { span: Span, fua: bool, deallocate: bool },
+    Read {
+        span: Span,
+        fua: bool,
+    },
+    Write {
+        span: Span,
+        fua: bool,
+    },
+    Compare {
+        span: Span,
+        fua: bool,
+    },
+    Verify {
+        span: Span,
+        fua: bool,
+    },
+    WriteZeroes {
+        span: Span,
+        fua: bool,
+        deallocate: bool,
+    },
     /// The ranges are checked when they are read from the command's data, which the issuer may change meanwhile.
-    Deallocate { ranges: u32 },
+    Deallocate {
+        ranges: u32,
+    },
     Flush,
     /// Hints that need no action.
     Nothing,
@@ -234,7 +272,10 @@ pub(crate) enum Work {
 
 impl Work {
     fn modifies(self) -> bool {
-        matches!(self, Self::Write { .. } | Self::WriteZeroes { .. } | Self::Deallocate { .. })
+        matches!(
+            self,
+            Self::Write { .. } | Self::WriteZeroes { .. } | Self::Deallocate { .. }
+        )
     }
 }
 
@@ -258,14 +299,32 @@ mod tests {
             NamespaceGeometry::new(1024, 1).unwrap_err().to_string(),
             "a logical block has 512 or 4096 bytes, not 1024"
         );
-        assert_eq!(NamespaceGeometry::new(0, 1), Err(GeometryError::BlockSize { block_size: 0 }));
-        assert_eq!(NamespaceGeometry::from_bytes(0, 1), Err(GeometryError::BlockSize { block_size: 0 }));
-        assert_eq!(NamespaceGeometry::new(512, 0), Err(GeometryError::Empty { block_size: 512 }));
-        assert!(matches!(NamespaceGeometry::new(512, u64::MAX), Err(GeometryError::TooLarge { .. })));
-        assert!(matches!(NamespaceGeometry::new(512, 1 << 54), Err(GeometryError::TooLarge { .. })));
+        assert_eq!(
+            NamespaceGeometry::new(0, 1),
+            Err(GeometryError::BlockSize { block_size: 0 })
+        );
+        assert_eq!(
+            NamespaceGeometry::from_bytes(0, 1),
+            Err(GeometryError::BlockSize { block_size: 0 })
+        );
+        assert_eq!(
+            NamespaceGeometry::new(512, 0),
+            Err(GeometryError::Empty { block_size: 512 })
+        );
+        assert!(matches!(
+            NamespaceGeometry::new(512, u64::MAX),
+            Err(GeometryError::TooLarge { .. })
+        ));
+        assert!(matches!(
+            NamespaceGeometry::new(512, 1 << 54),
+            Err(GeometryError::TooLarge { .. })
+        ));
         assert!(matches!(
             NamespaceGeometry::from_bytes(512, 1000),
-            Err(GeometryError::NotWholeBlocks { bytes: 1000, block_size: 512 })
+            Err(GeometryError::NotWholeBlocks {
+                bytes: 1000,
+                block_size: 512
+            })
         ));
         let geometry = NamespaceGeometry::from_bytes(4096, 1 << 20).unwrap();
         assert_eq!((geometry.blocks(), geometry.bytes()), (256, 1 << 20));
@@ -274,10 +333,27 @@ mod tests {
     #[test]
     fn ranges_end_with_the_namespace() {
         let geometry = NamespaceGeometry::new(512, 100).unwrap();
-        assert_eq!(geometry.span(99, 1), Ok(Span { offset: 99 * 512, len: 512 }));
-        assert_eq!(geometry.span(100, 0), Ok(Span { offset: 51200, len: 0 }));
+        assert_eq!(
+            geometry.span(99, 1),
+            Ok(Span {
+                offset: 99 * 512,
+                len: 512
+            })
+        );
+        assert_eq!(
+            geometry.span(100, 0),
+            Ok(Span {
+                offset: 51200,
+                len: 0
+            })
+        );
         for (lba, blocks) in [(100, 1), (99, 2), (u64::MAX, 1), (0, 101), (u64::MAX, u64::MAX)] {
-            assert!(geometry.span(lba, blocks).unwrap_err().is(Status::LBA_OUT_OF_RANGE));
+            assert!(
+                geometry
+                    .span(lba, blocks)
+                    .unwrap_err()
+                    .is(Status::LBA_OUT_OF_RANGE)
+            );
         }
     }
 
@@ -294,7 +370,11 @@ mod tests {
         assert!(status(geometry, Command::write_zeroes(1, 0, 1, false), &data(512)).is(length));
         assert!(status(geometry, Command::deallocate(1, 3), &data(32)).is(length));
         assert!(geometry.check(&Command::deallocate(1, 3), &data(4096)).is_ok());
-        assert!(geometry.check(&Command::read(1, 0, 2), &Data::Anywhere { len: 1024 }).is_ok());
+        assert!(
+            geometry
+                .check(&Command::read(1, 0, 2), &Data::Anywhere { len: 1024 })
+                .is_ok()
+        );
     }
 
     #[test]
@@ -318,7 +398,12 @@ mod tests {
         let mut command = Command::read(1, 0, 1);
         command.0.set_fuse(Fuse::FIRST);
         assert!(status(geometry, command, &data(512)).is(Status::INVALID_FIELD));
-        for opcode in [NvmOpcode::WRITE_UNCORRECTABLE, NvmOpcode::COPY, NvmOpcode::FABRICS, NvmOpcode(0xc0)] {
+        for opcode in [
+            NvmOpcode::WRITE_UNCORRECTABLE,
+            NvmOpcode::COPY,
+            NvmOpcode::FABRICS,
+            NvmOpcode(0xc0),
+        ] {
             let mut command = Command::read(1, 0, 1);
             command.0.opcode = opcode.raw();
             assert!(status(geometry, command, &data(512)).is(Status::INVALID_OPCODE));

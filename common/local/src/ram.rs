@@ -6,8 +6,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use homi_queue::{
-    Command, CommandId, Completed, Completion, Data, MemoryError, Queue, QueueFull, QueueLost, Region, Slot, Slots,
-    Wait,
+    Command, CommandId, Completed, Completion, Data, MemoryError, Queue, QueueFull, QueueLost, Region, Slot,
+    Slots, Wait,
 };
 use homi_reactor::mapping::Mapping;
 use homi_spec::status::Status;
@@ -59,7 +59,10 @@ impl Ram {
     /// [`RamError`] with what the system said.
     pub fn prefer_huge_pages(&self) -> Result<(), RamError> {
         let bytes = self.0.geometry.bytes();
-        self.0.mapping.prefer_huge_pages().map_err(|source| RamError { bytes, source })
+        self.0
+            .mapping
+            .prefer_huge_pages()
+            .map_err(|source| RamError { bytes, source })
     }
 
     /// What the namespace looks like.
@@ -73,7 +76,12 @@ impl Ram {
     pub fn open_queue(&self, depth: u16) -> RamQueue {
         let slots = Slots::new(depth);
         let ready = VecDeque::with_capacity(usize::from(slots.depth()));
-        RamQueue { region: self.0.mapping.region().handle(), ram: self.0.clone(), slots, ready }
+        RamQueue {
+            region: self.0.mapping.region().handle(),
+            ram: self.0.clone(),
+            slots,
+            ready,
+        }
     }
 }
 
@@ -164,7 +172,11 @@ impl RamQueue {
 fn ends(span: Span) -> Result<(usize, usize), MemoryError> {
     match (usize::try_from(span.offset), usize::try_from(span.len)) {
         (Ok(at), Ok(len)) => Ok((at, len)),
-        _ => Err(MemoryError::OutOfBounds { start: usize::MAX, end: usize::MAX, len: 0 }),
+        _ => Err(MemoryError::OutOfBounds {
+            start: usize::MAX,
+            end: usize::MAX,
+            len: 0,
+        }),
     }
 }
 
@@ -184,8 +196,14 @@ impl Queue for RamQueue {
     fn submit(&mut self, slot: Slot, command: Command, mut data: Data) -> CommandId {
         let id = self.slots.occupy(slot, ());
         // Every range was checked, so memory errors mean that a check is missing.
-        let status = self.execute(&command, &mut data).unwrap_or(Status::INTERNAL_ERROR);
-        self.ready.push_back(Completed { id, completion: Completion::from(status), data });
+        let status = self
+            .execute(&command, &mut data)
+            .unwrap_or(Status::INTERNAL_ERROR);
+        self.ready.push_back(Completed {
+            id,
+            completion: Completion::from(status),
+            data,
+        });
         id
     }
 

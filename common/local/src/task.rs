@@ -18,7 +18,7 @@ use crate::file::Inner;
 use crate::geometry::{RANGE_SIZE, Span, Work};
 
 /// The most bytes that go through a queue's own memory at a time.
-const CHUNK: u64 = 256 << 10;
+const CHUNK: usize = 256 << 10;
 
 /// Why a command on a file failed: what the system said, which a status cannot carry.
 #[derive(Debug)]
@@ -86,7 +86,14 @@ pub(crate) struct Task {
 impl Task {
     pub(crate) fn new(command: Command, data: Data) -> Self {
         let (work, phase) = (Work::Nothing, Phase::Settled(Status::SUCCESS));
-        Self { command, data, work, phase, operation: Operation::Nop, done: 0 }
+        Self {
+            command,
+            data,
+            work,
+            phase,
+            operation: Operation::Nop,
+            done: 0,
+        }
     }
 
     /// Whether the issuer's memory is what the ring holds.
@@ -130,7 +137,9 @@ impl Task {
 
     fn enter(&mut self, means: &mut Means<'_>) -> Next {
         match self.work {
-            Work::Read { fua: true, .. } | Work::Compare { fua: true, .. } | Work::Verify { fua: true, .. } => {
+            Work::Read { fua: true, .. }
+            | Work::Compare { fua: true, .. }
+            | Work::Verify { fua: true, .. } => {
                 self.phase = Phase::SyncBefore;
                 Next::Push(Operation::SyncData, Data::None)
             }
@@ -153,24 +162,33 @@ impl Task {
                     })
                 } else if means.file.takes(&self.data) {
                     self.phase = Phase::Transfer;
-                    Ok(Next::Push(Operation::Read { offset: span.offset }, mem::take(&mut self.data)))
+                    Ok(Next::Push(
+                        Operation::Read { offset: span.offset },
+                        mem::take(&mut self.data),
+                    ))
                 } else {
                     self.chunk(means, span, None)
                 }
             }
             Work::Write { span, fua } if means.file.takes(&self.data) => {
                 self.phase = Phase::Transfer;
-                let operation = Operation::Write { offset: span.offset, durable: fua };
+                let operation = Operation::Write {
+                    offset: span.offset,
+                    durable: fua,
+                };
                 Ok(Next::Push(operation, mem::take(&mut self.data)))
             }
             Work::Write { span, .. } | Work::Compare { span, .. } | Work::Verify { span, .. } => {
                 self.chunk(means, span, None)
             }
             Work::WriteZeroes { span, deallocate, .. } => self.zero(means, span, deallocate),
-            Work::Deallocate { ranges } => self.check_ranges(means, ranges).and_then(|checked| match checked {
-                Ok(()) => self.next_range(means, ranges),
-                Err(status) => Ok(Next::Over(status)),
-            }),
+            Work::Deallocate { ranges } => {
+                self.check_ranges(means, ranges)
+                    .and_then(|checked| match checked {
+                        Ok(()) => self.next_range(means, ranges),
+                        Err(status) => Ok(Next::Over(status)),
+                    })
+            }
             Work::Flush => Ok(self.sync_after()),
         };
         performed.unwrap_or(Next::Over(Status::INTERNAL_ERROR))
@@ -202,7 +220,9 @@ impl Task {
                 Err(error) => self.fail(means, error),
             },
             Phase::Chunk => match whole(outcome, memory.len()) {
-                Ok(()) => self.chunk_over(means, memory).unwrap_or(Next::Over(Status::INTERNAL_ERROR)),
+                Ok(()) => self
+                    .chunk_over(means, memory)
+                    .unwrap_or(Next::Over(Status::INTERNAL_ERROR)),
                 Err(error) => self.fail(means, error),
             },
             Phase::Zero => self.zeroed(means, outcome, &memory),
@@ -211,9 +231,14 @@ impl Task {
     }
 
     /// The next part of a transfer through the queue's own memory; `memory` is that of the part before.
-    fn chunk(&mut self, means: &mut Means<'_>, span: Span, memory: Option<Segment>) -> Result<Next, MemoryError> {
+    fn chunk(
+        &mut self,
+        means: &mut Means<'_>,
+        span: Span,
+        memory: Option<Segment>,
+    ) -> Result<Next, MemoryError> {
         self.phase = Phase::Chunk;
-        let len = usize::try_from(CHUNK.min(span.len - self.done)).unwrap_or(0);
+        let len = usize::try_from(span.len - self.done).map_or(CHUNK, |left| left.min(CHUNK));
         let at = usize::try_from(self.done).unwrap_or(usize::MAX);
         let segment = match memory {
             Some(segment) if segment.len() >= len => segment.part(0, len)?,
@@ -264,16 +289,24 @@ impl Task {
         } else if means.file.is_block_device && !known(&lacks.zero_out) {
             Operation::ZeroOut { offset, len }
         } else {
-            let part = usize::try_from(CHUNK.min(len - self.done)).unwrap_or(0);
-            let zeroes = means.bounce.zeroes(part, CHUNK as usize)?;
-            let operation = Operation::Write { offset: offset + self.done, durable: false };
+            let part = usize::try_from(len - self.done).map_or(CHUNK, |left| left.min(CHUNK));
+            let zeroes = means.bounce.zeroes(part, CHUNK)?;
+            let operation = Operation::Write {
+                offset: offset + self.done,
+                durable: false,
+            };
             return Ok(Next::Push(operation, Data::One(zeroes)));
         };
         Ok(Next::Push(operation, Data::None))
     }
 
     fn zeroed(&mut self, means: &mut Means<'_>, outcome: io::Result<u32>, memory: &Data) -> Next {
-        let Work::WriteZeroes { span, deallocate, fua } = self.work else {
+        let Work::WriteZeroes {
+            span,
+            deallocate,
+            fua,
+        } = self.work
+        else {
             return Next::Over(Status::INTERNAL_ERROR);
         };
         match outcome {
@@ -286,9 +319,15 @@ impl Task {
             },
         }
         if self.done < span.len {
-            return self.zero(means, span, deallocate).unwrap_or(Next::Over(Status::INTERNAL_ERROR));
+            return self
+                .zero(means, span, deallocate)
+                .unwrap_or(Next::Over(Status::INTERNAL_ERROR));
         }
-        if fua { self.sync_after() } else { Next::Over(Status::SUCCESS) }
+        if fua {
+            self.sync_after()
+        } else {
+            Next::Over(Status::SUCCESS)
+        }
     }
 
     /// Whether every range lies in the namespace, before anything is done.
@@ -304,7 +343,9 @@ impl Task {
     /// A range of the command's data, checked each time it is read: the issuer's memory may change meanwhile.
     fn range(&self, means: &Means<'_>, index: u64) -> Result<Result<Span, Status>, MemoryError> {
         let mut bytes = [0; RANGE_SIZE];
-        let at = usize::try_from(index).unwrap_or(usize::MAX).saturating_mul(RANGE_SIZE);
+        let at = usize::try_from(index)
+            .unwrap_or(usize::MAX)
+            .saturating_mul(RANGE_SIZE);
         self.data.read(at, &mut bytes)?;
         Ok(means.file.geometry.range(bytes))
     }
@@ -344,7 +385,8 @@ impl Task {
         let Work::Deallocate { ranges } = self.work else {
             return Next::Over(Status::INTERNAL_ERROR);
         };
-        self.next_range(means, ranges).unwrap_or(Next::Over(Status::INTERNAL_ERROR))
+        self.next_range(means, ranges)
+            .unwrap_or(Next::Over(Status::INTERNAL_ERROR))
     }
 
     fn sync_after(&mut self) -> Next {
@@ -354,7 +396,10 @@ impl Task {
 
     /// Notes that the file lacks the operation that just failed, if that is what the error says.
     fn is_lack(&self, means: &Means<'_>, error: &io::Error) -> bool {
-        if !matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY)) {
+        if !matches!(
+            error.raw_os_error(),
+            Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY)
+        ) {
             return false;
         }
         let lacks = &means.file.lacks;
@@ -371,7 +416,10 @@ impl Task {
 
     fn fail(&self, means: &mut Means<'_>, error: io::Error) -> Next {
         let status = status_of(self.operation, &error);
-        *means.failure = Some(Failure { operation: self.operation, error });
+        *means.failure = Some(Failure {
+            operation: self.operation,
+            error,
+        });
         Next::Over(status)
     }
 
@@ -405,11 +453,15 @@ pub(crate) fn status_of(operation: Operation, error: &io::Error) -> Status {
     let reading = matches!(operation, Operation::Read { .. });
     match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => Status::CAPACITY_EXCEEDED.with_dnr(),
-        Some(libc::EROFS | libc::EBADF | libc::EPERM) if !reading => Status::NAMESPACE_WRITE_PROTECTED.with_dnr(),
+        Some(libc::EROFS | libc::EBADF | libc::EPERM) if !reading => {
+            Status::NAMESPACE_WRITE_PROTECTED.with_dnr()
+        }
         Some(libc::EIO | libc::ENODATA | libc::EBADMSG | libc::EILSEQ | libc::EREMOTEIO) if reading => {
             Status::UNRECOVERED_READ_ERROR
         }
-        Some(libc::EIO | libc::ENODATA | libc::EBADMSG | libc::EILSEQ | libc::EREMOTEIO) => Status::WRITE_FAULT,
+        Some(libc::EIO | libc::ENODATA | libc::EBADMSG | libc::EILSEQ | libc::EREMOTEIO) => {
+            Status::WRITE_FAULT
+        }
         None if error.kind() == io::ErrorKind::UnexpectedEof && reading => Status::UNRECOVERED_READ_ERROR,
         None if error.kind() == io::ErrorKind::UnexpectedEof => Status::WRITE_FAULT,
         _ => Status::INTERNAL_ERROR,
@@ -423,7 +475,10 @@ mod tests {
     #[test]
     fn errors_become_statuses_of_their_kind() {
         let read = Operation::Read { offset: 0 };
-        let write = Operation::Write { offset: 0, durable: true };
+        let write = Operation::Write {
+            offset: 0,
+            durable: true,
+        };
         let of = |operation, number| status_of(operation, &io::Error::from_raw_os_error(number));
         assert!(of(write, libc::ENOSPC).is(Status::CAPACITY_EXCEEDED));
         assert!(of(Operation::ZeroRange { offset: 0, len: 1 }, libc::EDQUOT).is(Status::CAPACITY_EXCEEDED));

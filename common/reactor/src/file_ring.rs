@@ -31,6 +31,8 @@ use uring::Uring;
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// The most ranges that one vectored call takes (`IOV_MAX` of Linux).
 const MAX_RANGES: usize = 1024;
+/// Ranges that there is room for from the start; longer lists make room once.
+const FEW_RANGES: usize = 8;
 /// The most bytes that one call transfers: a multiple of every block size below Linux's own limit.
 const MAX_CALL: usize = 0x4000_0000;
 /// How often an operation that the kernel asks to repeat (`EAGAIN`, `EINTR`) is repeated before it fails.
@@ -374,7 +376,6 @@ fn step(operation: Operation, done: usize, total: usize, result: i64) -> Step {
 }
 
 /// I/O vectors for a call: capacity kept from call to call.
-#[derive(Default)]
 struct Ranges(Vec<libc::iovec>);
 
 // SAFETY: the addresses are plain numbers until a system call uses them; the operation that owns this value owns the
@@ -383,6 +384,10 @@ struct Ranges(Vec<libc::iovec>);
 unsafe impl Send for Ranges {}
 
 impl Ranges {
+    fn new() -> Self {
+        Self(Vec::with_capacity(FEW_RANGES))
+    }
+
     /// The part of `data` after its first `done` bytes, as far as one call takes it.
     fn fill(&mut self, data: &Data, done: usize) {
         self.0.clear();

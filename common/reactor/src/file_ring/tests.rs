@@ -134,7 +134,7 @@ fn bytes_written_come_back_in_the_same_memory() {
 #[test]
 fn lists_longer_than_one_call_are_continued() {
     each_backend(|ring, file| {
-        let region = Region::from_vec((0..3000_u32).flat_map(|n| (n as u16).to_le_bytes()).collect());
+        let region = Region::from_vec((0..3000_u16).flat_map(|n| n.to_le_bytes()).collect());
         // Backwards, so that every range is separate.
         let list = (0..3000)
             .rev()
@@ -151,10 +151,7 @@ fn lists_longer_than_one_call_are_continued() {
         assert_eq!(outcome.unwrap(), 6000);
         let mut bytes = vec![0; 6000];
         file.read_exact_at(&mut bytes, 0).unwrap();
-        let expected: Vec<u8> = (0..3000_u32)
-            .rev()
-            .flat_map(|n| (n as u16).to_le_bytes())
-            .collect();
+        let expected: Vec<u8> = (0..3000_u16).rev().flat_map(|n| n.to_le_bytes()).collect();
         assert_eq!(bytes, expected);
         region.fill(0, 6000, 0).unwrap();
         let (outcome, data) = run(ring, Operation::Read { offset: 0 }, data);

@@ -2,8 +2,8 @@
 //! io_uring back end for what io_uring lacks.
 //!
 //! A job owns its memory while it waits and while it runs, so a pool that is dropped never frees memory that a
-//! call still uses: a thread that is stuck in the kernel keeps the job and frees it when the call returns. Threads start
-//! when there is work that no idle thread takes, up to the pool's bound, and stay until the pool is dropped.
+//! call still uses: a thread that is stuck in the kernel keeps the job and frees it when the call returns. The threads
+//! start with the first batch, and stay until the pool is dropped.
 #![expect(unsafe_code, reason = "system calls on raw addresses of owned memory")]
 
 use std::collections::VecDeque;
@@ -129,11 +129,8 @@ impl Pool {
         while let Some(job) = self.staged.pop_front() {
             jobs.waiting.push_back(job);
         }
-        let unserved = jobs.waiting.len().saturating_sub(jobs.idle);
-        for _ in 0..unserved {
-            if jobs.threads >= self.max_threads {
-                break;
-            }
+        // All at once, so that a ring that has done its first batch starts nothing later.
+        while jobs.threads < self.max_threads {
             let shared = self.shared.clone();
             match thread::Builder::new()
                 .name("homi-file".into())
@@ -226,7 +223,7 @@ impl Drop for Pool {
 
 /// A pool thread: takes jobs until the pool closes.
 fn work(shared: &Shared) {
-    let mut ranges = Ranges::default();
+    let mut ranges = Ranges::new();
     let mut jobs = lock(&shared.jobs);
     loop {
         if let Some(job) = jobs.waiting.pop_front() {

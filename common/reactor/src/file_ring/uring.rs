@@ -148,23 +148,20 @@ impl Uring {
                     done: 0,
                     repeats: 0,
                     busy: false,
-                    ranges: Ranges::default(),
+                    ranges: Ranges::new(),
                 });
                 index
             }
         };
         if let Some(entry) = self.entries.get_mut(index as usize) {
-            *entry = Entry {
-                token,
-                file,
-                operation,
-                data,
-                total,
-                done: 0,
-                repeats: 0,
-                busy: true,
-                ranges: mem::take(&mut entry.ranges),
-            };
+            entry.token = token;
+            entry.file = file;
+            entry.operation = operation;
+            entry.data = data;
+            entry.total = total;
+            entry.done = 0;
+            entry.repeats = 0;
+            entry.busy = true;
             self.in_flight += 1;
             self.stage(index);
         }
@@ -333,7 +330,7 @@ impl Uring {
             if in_kernel {
                 // The kernel may still write it, and which entries it holds is not known.
                 mem::forget(data);
-                mem::forget(mem::take(&mut entry.ranges));
+                mem::forget(mem::take(&mut entry.ranges.0));
             } else {
                 f(entry.token, data);
             }
