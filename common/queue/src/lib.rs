@@ -9,10 +9,11 @@
 //! - [`GatherList`] — bytes and memory to be sent as one batch.
 //!
 //! There is no I/O and no clock here. The only unsafe code is in [`memory`], which owns allocations and copies
-//! bytes in and out of them.
+//! bytes in and out of them, and in the private `copy`, which makes these copies.
 
 pub mod address;
 pub mod command;
+mod copy;
 pub mod gather;
 pub mod memory;
 pub mod queue;

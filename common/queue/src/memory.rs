@@ -2,13 +2,16 @@
 //!
 //! A [`Region`] is registered once and lives as long as anything refers to it. A [`Segment`] is a range of a
 //! region. [`Data`] is what one operation owns from its submission to its completion. A [`Buffer`] is the only
-//! form in which the bytes can be borrowed as a slice: it is the sole owner of its region, so nothing else
-//! can be reading or writing the memory.
+//! form in which the bytes can be borrowed as a slice: it is the sole owner of its region, and the region's memory
+//! belongs to it alone, so nothing else can be reading or writing the memory.
 //!
 //! While a region is shared, its bytes are treated as device memory: they are copied in and out through raw
 //! pointers and never borrowed, because a peer, the kernel or a drive may change them at any time. Two
 //! operations on the same bytes at the same time give unspecified bytes, as they do on a drive; keeping them
-//! apart is the issuer's work.
+//! apart is the issuer's work. A copy made here does not change any more, whatever happens to the original.
+//!
+//! Code that gives an address in a region to the kernel or to a device holds a clone of the region for as long as they may
+//! use it: that keeps the memory in place, and keeps it from being borrowed.
 //!
 //! Not here yet: dma-buf, CUDA and CMB backing, and the translation of offsets into IOVAs and remote keys; they
 //! become further variants of the private `Backing` and per-domain tables beside it.
@@ -25,7 +28,9 @@ use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
+
+use crate::copy;
 
 /// Why memory could not be had or addressed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -51,6 +56,9 @@ pub enum MemoryError {
     /// The memory is still part of an operation or of another handle, so it cannot be borrowed as a slice.
     #[error("the region is still shared: wait for the operations that use it, and drop other handles")]
     Shared,
+    /// The memory belongs to something else, which may use it at any time, so it cannot be borrowed as a slice.
+    #[error("the region wraps memory that belongs to something else: copy bytes with `read` and `write`")]
+    Foreign,
 }
 
 /// How many bytes of regions may exist at once, counted from each region's allocation until its memory is freed,
@@ -85,15 +93,21 @@ impl Budget {
     /// # Errors
     /// [`MemoryError::Allocation`] as for [`Region::allocate`].
     pub fn allocate(&self, len: usize, align: usize) -> Result<Option<Region>, MemoryError> {
-        let before = self.0.used.fetch_add(len, Ordering::Relaxed);
+        // Never more than the limit, not even for a moment: a refused giant would make room for others by wrapping, or
+        // have small ones refused beside it.
+        let add = |used: usize| used.checked_add(len).filter(|sum| *sum <= self.0.limit);
+        let counted = self
+            .0
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        if counted.is_err() {
+            return Ok(None);
+        }
         // Holding the ticket from here on gives the bytes back on every way out.
         let ticket = Ticket {
             budget: self.clone(),
             len,
         };
-        if before.saturating_add(len) > self.0.limit {
-            return Ok(None);
-        }
         Region::allocate_with(len, align, Some(ticket)).map(Some)
     }
 }
@@ -131,11 +145,11 @@ struct Inner {
     backing: Backing,
 }
 
-// SAFETY: the memory is owned by `backing` (all of whose variants are Send) and is reached only through raw
-// pointer copies, or through `Buffer`, which is the sole owner; nothing is tied to the creating thread.
+// SAFETY: the memory is owned by `backing` (all of whose variants are Send) and is reached only through the copies of
+// `copy`, or through `Buffer`, which is the sole owner; nothing is tied to the creating thread.
 unsafe impl Send for Inner {}
-// SAFETY: `&Inner` gives out the address and raw-pointer copies only; no reference into the memory is created
-// while it is shared (see the module's documentation for what racing copies mean).
+// SAFETY: `&Inner` gives out the address, and copies made outside of what the compiler sees, for which a race is no
+// undefined behaviour (see `copy`); no reference into the memory is created while it is shared.
 unsafe impl Sync for Inner {}
 
 impl Drop for Inner {
@@ -199,8 +213,9 @@ impl Region {
     /// Wraps memory that belongs to somebody else: a mapping, a pinned allocation, another runtime's tensor.
     ///
     /// # Safety
-    /// `base..base + len` must stay valid for reads and writes until `owner` is dropped, and nobody may hold a Rust
-    /// reference into it while a clone of the region exists.
+    /// `base..base + len` must be one range of at most `isize::MAX` initialised bytes, without side effects of access,
+    /// which stays valid for reads and writes until `owner` is dropped, and nobody may use a Rust reference into it while
+    /// a clone of the region exists. Others may change the bytes at any time through other means.
     #[must_use]
     pub unsafe fn from_foreign(base: NonNull<u8>, len: usize, owner: Box<dyn Any + Send + Sync>) -> Self {
         Self(Arc::new(Inner {
@@ -239,10 +254,25 @@ impl Region {
         self.0.base.as_ptr()
     }
 
-    /// Whether this is the only reference to the memory.
+    /// Whether this is the only reference to the memory. If so, everything that other threads did with the memory before
+    /// they let go of it has happened before this returns.
     #[must_use]
     pub fn is_unique(&self) -> bool {
-        Arc::strong_count(&self.0) == 1 && !matches!(self.0.backing, Backing::Handle(_))
+        if Arc::strong_count(&self.0) != 1 || matches!(self.0.backing, Backing::Handle(_)) {
+            return false;
+        }
+        // The count is read without ordering; this pairs with the release by which the last other reference went.
+        fence(Ordering::Acquire);
+        true
+    }
+
+    /// Whether the bytes may be borrowed by whoever owns this region.
+    fn borrowable(&self) -> Result<(), MemoryError> {
+        match self.0.backing {
+            Backing::Foreign(_) => Err(MemoryError::Foreign),
+            _ if self.is_unique() => Ok(()),
+            _ => Err(MemoryError::Shared),
+        }
     }
 
     /// A range of the region.
@@ -266,9 +296,10 @@ impl Region {
         self.check(at, at.saturating_add(to.len()))?;
         // SAFETY: `at` lies in the allocation (checked above).
         let from = unsafe { self.0.base.as_ptr().add(at) };
-        // SAFETY: the source range was checked; `to` is an exclusive borrow, so it cannot be this shared memory,
-        // which is never borrowed.
-        unsafe { from.copy_to_nonoverlapping(to.as_mut_ptr(), to.len()) };
+        // SAFETY: the source range was checked, and its bytes are initialised (zeroed, a vector's, or by the promise of
+        // `from_foreign`); `to` is an exclusive borrow. No reference into the region exists: only `Buffer` makes them, and
+        // it never lends its region.
+        unsafe { copy::copy(from, to.as_mut_ptr(), to.len()) };
         Ok(())
     }
 
@@ -280,8 +311,8 @@ impl Region {
         self.check(at, at.saturating_add(from.len()))?;
         // SAFETY: `at` lies in the allocation (checked above).
         let to = unsafe { self.0.base.as_ptr().add(at) };
-        // SAFETY: the destination range was checked; `from` is a borrow, so it cannot be this shared memory.
-        unsafe { to.copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+        // SAFETY: the destination range was checked; `from` is a borrow. No reference into the region exists, as in `read`.
+        unsafe { copy::copy(from.as_ptr(), to, from.len()) };
         Ok(())
     }
 
@@ -293,8 +324,8 @@ impl Region {
         self.check(at, at.saturating_add(len))?;
         // SAFETY: `at` lies in the allocation (checked above).
         let to = unsafe { self.0.base.as_ptr().add(at) };
-        // SAFETY: the range was checked.
-        unsafe { to.write_bytes(value, len) };
+        // SAFETY: the range was checked. No reference into the region exists, as in `read`.
+        unsafe { copy::fill(to, value, len) };
         Ok(())
     }
 
@@ -309,8 +340,9 @@ impl Region {
         let source = unsafe { self.0.base.as_ptr().add(at) };
         // SAFETY: `to` lies in the other allocation (checked above).
         let destination = unsafe { other.0.base.as_ptr().add(to) };
-        // SAFETY: both ranges were checked, and `copy` allows overlap.
-        unsafe { source.copy_to(destination, len) };
+        // SAFETY: both ranges were checked and are initialised, and overlap is allowed. No references into the regions
+        // exist, as in `read`.
+        unsafe { copy::copy(source, destination, len) };
         Ok(())
     }
 
@@ -453,7 +485,8 @@ impl Data {
             Self::None => 0,
             Self::Anywhere { len } => *len,
             Self::One(segment) => segment.len,
-            Self::List(list) => list.iter().map(Segment::len).sum(),
+            // Segments may repeat, so even in one address space the sum has no bound.
+            Self::List(list) => list.iter().map(Segment::len).fold(0, usize::saturating_add),
         }
     }
 
@@ -511,7 +544,10 @@ impl Data {
         mut f: impl FnMut(&Segment, usize, usize) -> Result<(), MemoryError>,
     ) -> Result<(), MemoryError> {
         let end = at.saturating_add(len);
-        let total: usize = self.segments().iter().map(Segment::len).sum();
+        let total = match self {
+            Self::None | Self::Anywhere { .. } => 0,
+            Self::One(_) | Self::List(_) => self.len(),
+        };
         if end > total {
             return Err(MemoryError::OutOfBounds {
                 start: at,
@@ -549,7 +585,7 @@ impl From<Buffer> for Data {
     }
 }
 
-/// Memory with one owner: the form in which bytes can be borrowed as a slice. It is given to an operation with
+/// Memory with one owner, allocated here: the form in which bytes can be borrowed as a slice. It is given to an operation with
 /// [`Buffer::into_data`] and comes back from its completion with [`Buffer::try_from_data`]; neither copies nor allocates.
 pub struct Buffer {
     region: Region,
@@ -584,11 +620,10 @@ impl Buffer {
     /// Takes a region that nobody else refers to.
     ///
     /// # Errors
-    /// [`MemoryError::Shared`] if there are other references.
+    /// [`MemoryError::Shared`] if there are other references, [`MemoryError::Foreign`] if the region wraps memory that
+    /// belongs to something else.
     pub fn try_from_region(region: Region) -> Result<Self, MemoryError> {
-        if !region.is_unique() {
-            return Err(MemoryError::Shared);
-        }
+        region.borrowable()?;
         let len = region.len();
         Ok(Self {
             region,
@@ -610,10 +645,11 @@ impl Buffer {
     /// Takes the memory back from an operation's completion.
     ///
     /// # Errors
-    /// The data itself, if it is not one range or if its region has other references.
+    /// The data itself, if it is not one range, if its region has other references, or if its region wraps memory that
+    /// belongs to something else.
     pub fn try_from_data(data: Data) -> Result<Self, Data> {
         match data {
-            Data::One(segment) if segment.region.is_unique() => Ok(Self {
+            Data::One(segment) if segment.region.borrowable().is_ok() => Ok(Self {
                 region: segment.region,
                 start: segment.start,
                 len: segment.len,
@@ -642,8 +678,9 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: `start..start + len` lies in the region, whose bytes are initialised (zeroed, or a vector's); the
-        // region has no other reference while it is a `Buffer`, so nothing writes the bytes during the borrow.
+        // SAFETY: `start..start + len` lies in the region, whose bytes are initialised (zeroed, or a vector's) and owned by
+        // it; the region has no other reference while it is a `Buffer`, so nothing writes the bytes during the borrow, and
+        // what was written before happened before the `Buffer` was made (see `is_unique`).
         unsafe { slice::from_raw_parts(self.region.host_address().wrapping_add(self.start), self.len) }
     }
 }
@@ -689,6 +726,85 @@ mod tests {
     }
 
     #[test]
+    fn foreign_memory_cannot_be_borrowed_even_by_its_only_reference() {
+        let mut memory = Box::new([5_u8; 64]);
+        let base = NonNull::from(memory.as_mut_slice()).cast();
+        // SAFETY: the array is valid and initialised until the owner (nothing) goes, and is not used until the region
+        // and everything made of it is dropped.
+        let region = unsafe { Region::from_foreign(base, 64, Box::new(())) };
+        assert!(region.is_unique());
+        let data = Buffer::try_from_data(Data::whole(region)).unwrap_err();
+        let Data::One(segment) = data else {
+            panic!("the data is handed back as it was: {data:?}")
+        };
+        let region = segment.region().clone();
+        drop(segment);
+        assert_eq!(
+            Buffer::try_from_region(region.clone()).err(),
+            Some(MemoryError::Foreign)
+        );
+        assert_eq!(region.into_vec(), [5; 64]);
+        drop(memory);
+    }
+
+    #[test]
+    fn what_another_thread_wrote_is_seen_by_the_sole_owner() {
+        for round in 0..100 {
+            let region = Region::allocate(4096, 8).unwrap();
+            let other = region.clone();
+            let writer = std::thread::spawn(move || other.fill(0, 4096, round).unwrap());
+            while !region.is_unique() {
+                std::thread::yield_now();
+            }
+            assert_eq!(*Buffer::try_from_region(region).unwrap(), [round; 4096]);
+            writer.join().unwrap();
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "races on purpose; the copies are outside of what Miri models")]
+    fn racing_copies_give_bytes_that_were_there() {
+        let region = Region::allocate(4096, 4096).unwrap();
+        std::thread::scope(|scope| {
+            for value in [0x55, 0xaa] {
+                let region = region.handle();
+                scope.spawn(move || (0..2000).for_each(|_| region.write(0, &[value; 4096]).unwrap()));
+            }
+            for _ in 0..2000 {
+                let mut seen = [1; 4096];
+                region.read(0, &mut seen).unwrap();
+                assert!(seen.iter().all(|byte| [0, 0x55, 0xaa].contains(byte)));
+            }
+        });
+    }
+
+    #[test]
+    fn overlapping_copies_move_the_bytes() {
+        let region = Region::from_vec((0..100).collect());
+        region.copy_to(0, &region.handle(), 10, 50).unwrap();
+        region.copy_to(20, &region, 15, 50).unwrap();
+        region.fill(98, 2, 255).unwrap();
+        let mut model: Vec<u8> = (0..100).collect();
+        model.copy_within(0..50, 10);
+        model.copy_within(20..70, 15);
+        model[98..].fill(255);
+        assert_eq!(region.into_vec(), model);
+    }
+
+    #[test]
+    fn the_length_of_many_segments_saturates() {
+        // Stands for a segment of a huge mapping: only lengths are asked for.
+        let segment = Segment {
+            region: Region::from_vec(Vec::new()),
+            start: 0,
+            len: isize::MAX.unsigned_abs(),
+        };
+        let data = Data::List(vec![segment; 4]);
+        assert_eq!(data.len(), usize::MAX);
+        assert!(!data.is_empty());
+    }
+
+    #[test]
     fn lists_are_one_transfer() {
         let region = Region::allocate(1024, 8).unwrap();
         let data = Data::List(vec![
@@ -715,6 +831,7 @@ mod tests {
         let part = second.segment(0..1).unwrap();
         drop(second);
         assert!(budget.allocate(1, 1).unwrap().is_none());
+        assert!(budget.allocate(usize::MAX, 1).unwrap().is_none());
         drop(part);
         assert_eq!(budget.used(), 4096);
         assert!(budget.allocate(4096, 3).is_err());
