@@ -140,7 +140,7 @@ pub fn parse(sqe: &Sqe, table: &NamespaceTable, limits: &IoLimits) -> Result<IoR
             in_range(sqe.lba(), sqe.blocks(), namespace)?;
             Transfer::None
         }
-        NvmOpcode::DATASET_MANAGEMENT => Transfer::FromHost(command.ranges() * 16),
+        NvmOpcode::DATASET_MANAGEMENT => Transfer::FromHost(ranges_transfer(sqe, command.ranges(), limits)?),
         _ => Transfer::None,
     };
     check_sgl(sqe, transfer)?;
@@ -195,6 +195,20 @@ fn block_transfer(sqe: &Sqe, namespace: &NamespaceEntry, limits: &IoLimits) -> R
     let bytes = bytes.ok_or(Status::INVALID_FIELD.with_dnr())?;
     in_range(sqe.lba(), sqe.blocks(), namespace)?;
     Ok(bytes)
+}
+
+/// Hosts may describe a buffer for 256 ranges whatever the number of ranges they name, and Linux does: any length that holds
+/// the named ones is taken as it is.
+fn ranges_transfer(sqe: &Sqe, ranges: u32, limits: &IoLimits) -> Result<u32, Status> {
+    let named = ranges * 16;
+    let given = match sqe.sgl().parse() {
+        SglDescriptor::Unknown { .. } => named,
+        descriptor => descriptor.data_length(),
+    };
+    if given < named || given > limits.max_transfer {
+        return Err(Status::SGL_DATA_LENGTH_INVALID.with_dnr());
+    }
+    Ok(given)
 }
 
 /// Base 2.0 §4.1.2: the one descriptor must cover exactly what the command moves (SGLS bit 18 is 0, so a longer one
