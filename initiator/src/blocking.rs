@@ -8,9 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use homi_queue::{Buffer, Command, Completed, Completion, Data, Queue, QueueLost, Region, Wait};
+use homi_reactor::socket::{self, Interest};
 use homi_spec::Status;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::device::{AnyQueue, Device};
 use crate::error::Error;
@@ -64,22 +63,22 @@ pub fn wait_for_completions<Q: Queue + Wait>(
     }
 }
 
-/// Sleeps until the queue's descriptor is readable, at most `limit`.
-fn sleep_on<Q: Wait>(queue: &Q, limit: Duration) {
+/// Sleeps until the queue may have something to do, at most `limit`.
+pub(crate) fn sleep_on<Q: Wait>(queue: &Q, limit: Duration) {
     let Some(descriptor) = queue.wait_descriptor() else {
         // Completions come inside `poll`, which has nothing only while something else holds the executor up.
         thread::yield_now();
         return;
     };
-    let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::from(250_u8));
-    let mut descriptors = [PollFd::new(descriptor, PollFlags::POLLIN)];
-    match poll(&mut descriptors, timeout) {
-        Ok(_) | Err(Errno::EINTR) => {}
-        Err(error) => {
-            // Only a lack of kernel memory is possible here; polling goes on at the pace of the limit.
-            tracing::warn!(%error, "cannot sleep on a queue's descriptor");
-            thread::sleep(limit.min(Duration::from_millis(10)));
-        }
+    let interest = Interest {
+        descriptor,
+        readable: true,
+        writable: queue.waits_for_room(),
+    };
+    if let Err(error) = socket::wait_any(&[interest], Some(limit)) {
+        // Only a lack of kernel memory is possible here; polling goes on at the pace of the limit.
+        tracing::warn!(%error, "cannot sleep on a queue's descriptor");
+        thread::sleep(limit.min(Duration::from_millis(10)));
     }
 }
 

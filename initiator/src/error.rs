@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use homi_fabric::host::{ConnectError, InfoError};
+use homi_fabric::host::{ConnectError, DiscoveryError, InfoError};
 use homi_queue::{LostReason, MemoryError, QueueLost};
 use homi_spec::Status;
 
@@ -149,7 +149,24 @@ pub enum Error {
     /// Memory could not be had or addressed.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// A local file, device or system call.
+    /// A file or device of this machine.
+    #[error(transparent)]
+    File(#[from] homi_local::OpenError),
+    /// Memory for a local executor.
+    #[error(transparent)]
+    Ram(#[from] homi_local::RamError),
+    /// A size that a local executor cannot have.
+    #[error(transparent)]
+    Geometry(#[from] homi_local::GeometryError),
+    /// The discovery log could not be read.
+    #[error("{address}: {source}")]
+    Discovery {
+        /// `host:port`.
+        address: String,
+        /// Why not.
+        source: DiscoveryError,
+    },
+    /// A local file or system call.
     #[error("{what}: {source}")]
     Io {
         /// What was done.

@@ -1,15 +1,31 @@
 //! [`Initiator`]: one host, and everything that it is connected to.
 
+use std::collections::HashSet;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use homi_fabric::host::DiscoveryRecord;
+use homi_fabric::host::{
+    BringUp, BringUpParams, ControllerInfo, DiscoveryRecord, Shutdown, SubsystemKind, TransportKind,
+};
+use homi_spec::tcp::ADMIN_IN_CAPSULE;
 
-use crate::controller::Controller;
+use crate::clock;
+use crate::controller::{Controller, ControllerInner, QueueIds};
 use crate::device::Device;
+use crate::dial::{self, Peer};
 use crate::error::Error;
+use crate::keeper::{Association, AssociationShared, Keeper};
 use crate::options::{InitiatorBuilder, Options};
-use crate::uri::Uri;
+use crate::queue::FabricQueue;
+use crate::uri::{TcpUri, Uri};
+
+/// Entries of an admin queue: the smallest that fabrics allow, which nobody has needed more than.
+const ADMIN_ENTRIES: u16 = 32;
+
+/// How far referrals are followed, and how many services are asked.
+const REFERRAL_LEVELS: usize = 8;
+const REFERRAL_SERVICES: usize = 64;
 
 /// A host: a name, its options, and one background thread (started by the first connection, asleep while nothing
 /// happens) that keeps its associations alive. Clones are the same host. Two initiators share nothing.
@@ -19,7 +35,14 @@ pub struct Initiator {
 }
 
 struct Shared {
-    options: Options,
+    options: Arc<Options>,
+    keeper: Arc<Keeper>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.keeper.close();
+    }
 }
 
 impl Initiator {
@@ -36,10 +59,14 @@ impl Initiator {
         InitiatorBuilder::default()
     }
 
-    pub(crate) fn with_options(options: Options) -> Self {
-        Self {
-            shared: Arc::new(Shared { options }),
-        }
+    pub(crate) fn with_options(options: Options) -> Result<Self, Error> {
+        let keeper = Keeper::new().map_err(|error| Error::io("cannot make an eventfd", error))?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                options: Arc::new(options),
+                keeper,
+            }),
+        })
     }
 
     /// The name this host goes by.
@@ -58,11 +85,64 @@ impl Initiator {
     /// most). A referral that cannot be reached is reported in the log (`tracing`) and skipped; the first service must answer.
     ///
     /// # Errors
-    /// [`Error`], as for a connection; [`Error::Unsupported`] for a local URI.
+    /// [`Error`], as for a connection; [`Error::Unsupported`] for a local URI or a subsystem that serves no discovery log.
     pub fn discover(&self, uri: &Uri) -> Result<Vec<DiscoveryRecord>, Error> {
-        Err(Error::Unsupported(format!(
-            "{uri}: discovery is not part of this build"
-        )))
+        let first = tcp(uri, "discovery asks a target: write nvme+tcp://HOST:8009")?;
+        let mut asked = HashSet::from([(first.host.clone(), first.port)]);
+        let mut records = self.discover_one(first)?;
+        let mut level = referrals(&records, &mut asked);
+        for _ in 0..REFERRAL_LEVELS {
+            let mut next = Vec::new();
+            for referral in level.drain(..) {
+                match self.discover_one(&referral) {
+                    Ok(more) => {
+                        next.extend(referrals(&more, &mut asked));
+                        records.extend(
+                            more.into_iter()
+                                .filter(|record| record.kind != SubsystemKind::CurrentDiscovery),
+                        );
+                    }
+                    Err(error) => tracing::warn!(%error, %referral, "referral skipped"),
+                }
+            }
+            if next.is_empty() {
+                break;
+            }
+            level = next;
+        }
+        if !level.is_empty() {
+            tracing::warn!(left = level.len(), "referrals too deep, skipped");
+        }
+        // Several services may know the same paths.
+        let mut seen = HashSet::new();
+        records.retain(|record| {
+            seen.insert((
+                record.subsystem.clone(),
+                record.address.clone(),
+                record.service.clone(),
+                record.port_id,
+            ))
+        });
+        Ok(records)
+    }
+
+    fn discover_one(&self, uri: &TcpUri) -> Result<Vec<DiscoveryRecord>, Error> {
+        let options = &self.shared.options;
+        let peer = Peer::new(uri);
+        // The connection is closed when the log is read: nobody has to keep it alive.
+        let (mut queue, _, info) = self.bring_up(&peer, uri.port, Duration::ZERO)?;
+        let mut runner = dial::runner(&mut queue, options.connect_timeout);
+        let (records, skipped) = runner
+            .discover(info.max_transfer)
+            .map_err(|error| peer.error(options, "reading the discovery log", error))?;
+        for reason in skipped {
+            tracing::warn!(controller = %peer.name(), %reason, "discovery entry skipped");
+        }
+        let mut shutdown = Shutdown::new(info.configuration, clock::now() + options.connect_timeout);
+        if let Err(error) = runner.run(|answer, now| shutdown.next(answer, now)) {
+            tracing::debug!(controller = %peer.name(), %error, "discovery controller not shut down");
+        }
+        Ok(records)
     }
 
     /// Connects to a controller and brings it up.
@@ -71,21 +151,114 @@ impl Initiator {
     /// [`Error`]: unreachable, refused, timed out, not NVMe/TCP, subsystem unknown, host not allowed, and what else the
     /// controller says; [`Error::Unsupported`] for a local URI, which [`Initiator::open`] takes.
     pub fn connect(&self, uri: &Uri) -> Result<Controller, Error> {
-        Err(Error::Unsupported(format!(
-            "{uri}: connecting is not part of this build"
-        )))
+        let uri = tcp(
+            uri,
+            "only a target can be connected to: open a local device instead",
+        )?;
+        let options = &self.shared.options;
+        let keeper = &self.shared.keeper;
+        let peer = Peer::new(uri);
+        let (mut queue, address, info) = self.bring_up(&peer, uri.port, options.keep_alive)?;
+        queue.set_timeout(options.command_timeout);
+        let shared = Arc::new(AssociationShared::default());
+        let id = keeper.next_association();
+        let association = Association::new(
+            id,
+            peer.name(),
+            queue,
+            info.clone(),
+            Arc::clone(&shared),
+            clock::now(),
+        );
+        keeper
+            .adopt(Box::new(association))
+            .map_err(|error| Error::io("cannot start the thread that keeps connections alive", error))?;
+        Ok(Controller::new(ControllerInner {
+            association: id,
+            peer,
+            address,
+            info,
+            options: Arc::clone(options),
+            keeper: Arc::clone(keeper),
+            shared,
+            queue_ids: Mutex::new(QueueIds::default()),
+        }))
+    }
+
+    fn bring_up(
+        &self,
+        peer: &Peer,
+        port: u16,
+        keep_alive: Duration,
+    ) -> Result<(FabricQueue, std::net::SocketAddr, ControllerInfo), Error> {
+        let options = &self.shared.options;
+        let (socket, address) = dial::connect(peer, port, options.connect_timeout)?;
+        let mut queue = dial::initialize(peer, options, socket, ADMIN_ENTRIES - 1, ADMIN_IN_CAPSULE)?;
+        let mut bring_up = BringUp::new(BringUpParams {
+            host_nqn: options.host_nqn.clone(),
+            host_id: options.host_id,
+            subsystem: peer.subsystem.clone(),
+            keep_alive,
+            admin_entries: ADMIN_ENTRIES,
+            sq_flow_control: options.sq_flow_control,
+            io_queues: options.io_queues,
+        });
+        let info = dial::runner(&mut queue, options.connect_timeout)
+            .run(|answer, now| bring_up.next(answer, now))
+            .map_err(|error| peer.error(options, "bring-up", error))?;
+        tracing::debug!(controller = %peer.name(), id = info.controller_id, model = %info.model, "connected");
+        Ok((queue, address, info))
     }
 
     /// Opens the blocks behind a URI, wherever they are: a namespace over a fabric, a file, a device, memory.
     ///
     /// # Errors
     /// As [`Initiator::connect`]; [`Error::NoNamespace`] and [`Error::AmbiguousNamespace`] where the URI's namespace does not exist,
-    /// or names none of several; [`Error::Io`] for a file that cannot be opened.
+    /// or names none of several; [`Error::File`] for a file that cannot be opened.
     pub fn open(&self, uri: &Uri) -> Result<Device, Error> {
-        Err(Error::Unsupported(format!(
-            "{uri}: opening is not part of this build"
-        )))
+        match uri {
+            Uri::Tcp(tcp) if tcp.nqn.is_none() => Err(Error::Unsupported(format!(
+                "{uri} names a discovery service, which has no blocks: add a subsystem, as in {uri}/NQN \
+                 (`homi discover {uri}` lists them)"
+            ))),
+            Uri::Tcp(tcp) => Device::fabric(uri.clone(), self.connect(uri)?, tcp.nsid),
+            Uri::File { .. } | Uri::Ram { .. } => Device::local(uri.clone()),
+        }
     }
+}
+
+fn tcp<'a>(uri: &'a Uri, otherwise: &str) -> Result<&'a TcpUri, Error> {
+    match uri {
+        Uri::Tcp(tcp) => Ok(tcp),
+        Uri::File { .. } | Uri::Ram { .. } => Err(Error::Unsupported(format!("{uri}: {otherwise}"))),
+    }
+}
+
+/// The services that these records refer to and that were not asked yet.
+fn referrals(records: &[DiscoveryRecord], asked: &mut HashSet<(String, u16)>) -> Vec<TcpUri> {
+    let mut found = Vec::new();
+    for record in records {
+        if record.kind != SubsystemKind::Referral || record.transport != TransportKind::Tcp {
+            continue;
+        }
+        let Ok(port) = record.service.parse::<u16>() else {
+            tracing::warn!(service = %record.service, "referral without a port, skipped");
+            continue;
+        };
+        if asked.len() >= REFERRAL_SERVICES {
+            tracing::warn!(address = %record.address, port, "too many referrals, skipped");
+            continue;
+        }
+        if asked.insert((record.address.clone(), port)) {
+            found.push(TcpUri {
+                host: record.address.clone(),
+                port,
+                nqn: None,
+                nsid: None,
+            });
+        }
+    }
+    found
 }
 
 impl fmt::Debug for Initiator {

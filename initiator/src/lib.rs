@@ -11,11 +11,17 @@
 //! - [`Controller`] — an association: identify pages, logs, admin commands, events, queues.
 //! - [`Device`] — blocks on any path, with the same queue whatever the path.
 //! - [`StreamQueue`] — the queue over a byte stream, run by the thread that calls it.
+//! - [`sequence`] — bring-up and discovery on any queue, also one in memory.
 //! - [`Blocking`], [`Disk`] — layers for callers that want to wait.
 //!
 //! Not here yet: multipath and reconnecting, accelerator memory, authentication, TLS, RDMA and PCIe paths.
 
+mod clock;
+mod dial;
 mod identity;
+mod keeper;
+mod link;
+mod pool;
 
 #[cfg(feature = "bench")]
 pub mod bench;
@@ -27,6 +33,7 @@ pub mod error;
 pub mod initiator;
 pub mod options;
 pub mod queue;
+pub mod sequence;
 pub mod stream;
 pub mod tcp;
 pub mod uri;
@@ -42,6 +49,6 @@ pub use homi_fabric::host::{
 };
 pub use initiator::Initiator;
 pub use options::{InitiatorBuilder, QueueOptions};
-pub use queue::{Counters, FabricQueue, StreamQueue};
+pub use queue::{Counters, FabricQueue, StreamParams, StreamQueue};
 pub use stream::ByteStream;
 pub use uri::{TcpUri, Uri, UriError};

@@ -139,7 +139,7 @@ impl InitiatorBuilder {
             ));
         }
         let host_id = self.host_id.unwrap_or_else(|| identity::host_id_of(&host_nqn));
-        Ok(Initiator::with_options(Options {
+        Initiator::with_options(Options {
             host_nqn,
             host_id,
             keep_alive: self.keep_alive,
@@ -149,7 +149,7 @@ impl InitiatorBuilder {
             data_digest: self.data_digest,
             sq_flow_control: self.sq_flow_control,
             io_queues: self.io_queues,
-        }))
+        })
     }
 }
 

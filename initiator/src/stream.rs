@@ -22,4 +22,7 @@ pub trait ByteStream {
 
     /// A descriptor that is readable when [`receive`](ByteStream::receive) has something to say, if there is one.
     fn wait_descriptor(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Ends the connection: the peer sees it closed, and so does this end, which may still ask.
+    fn close(&mut self) {}
 }

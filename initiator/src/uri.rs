@@ -110,8 +110,8 @@ pub enum UriError {
     /// A namespace was asked for without a subsystem.
     #[error("\"{0}\" names a namespace but no subsystem: write nvme+tcp://HOST:PORT/NQN?nsid=N")]
     NsidWithoutSubsystem(String),
-    /// The block size is not a power of two from 512 to 65536.
-    #[error("\"{0}\" is not a block size: use 512, 4096 or another power of two up to 65536")]
+    /// The block size is not one that local executors have.
+    #[error("\"{0}\" is not a block size: use 512 or 4096")]
     BadBlock(String),
     /// A file path that is not absolute.
     #[error("\"{0}\" is not an absolute path: write file:///PATH with three slashes")]
@@ -320,7 +320,7 @@ fn local_parameters(query: &str, scheme: &'static str) -> Result<u32, UriError> 
             "block" => {
                 block_size = parse_size(value)
                     .and_then(|size| u32::try_from(size).ok())
-                    .filter(|size| size.is_power_of_two() && (512..=65536).contains(size))
+                    .filter(|size| matches!(size, 512 | 4096))
                     .ok_or_else(|| UriError::BadBlock(value.to_owned()))?;
             }
             _ => return Err(unknown_parameter(name, scheme, "block")),

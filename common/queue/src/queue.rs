@@ -51,6 +51,12 @@ pub trait Wait {
     /// A descriptor that becomes readable when `poll` may find completions, or `None` if completions never come by
     /// themselves (the executor finishes its work inside `commit` or `poll`).
     fn wait_descriptor(&self) -> Option<std::os::fd::BorrowedFd<'_>>;
+
+    /// Whether `poll` also has something to do when the descriptor becomes writable, because something could not be
+    /// sent whole: then wait for both.
+    fn waits_for_room(&self) -> bool {
+        false
+    }
 }
 
 /// A command that was executed, and the memory it used.
