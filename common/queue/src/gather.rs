@@ -108,7 +108,7 @@ impl GatherList {
         })
     }
 
-    /// Marks `sent` bytes as sent. When nothing is left, the list is cleared and the memory released.
+    /// Marks `sent` bytes as sent, and releases memory that is sent whole. When nothing is left, the list is cleared.
     pub fn advance(&mut self, sent: usize) {
         let mut sent = sent.min(self.remaining);
         self.remaining -= sent;
@@ -116,11 +116,16 @@ impl GatherList {
             self.clear();
             return;
         }
-        while let Some(entry) = self.entries.get(self.first) {
+        while let Some(entry) = self.entries.get_mut(self.first) {
             let left = entry.len() - self.skip;
             if sent < left {
                 self.skip += sent;
                 break;
+            }
+            // What is sent is released at once: its operation may complete while the rest of the list is still waiting, and its
+            // issuer wants the memory to itself.
+            if matches!(entry, Entry::Memory(_)) {
+                *entry = Entry::Bytes { start: 0, end: 0 };
             }
             sent -= left;
             self.skip = 0;
@@ -179,6 +184,22 @@ mod tests {
         }
         assert!(list.is_empty());
         assert!(region.is_unique());
+    }
+
+    #[test]
+    fn memory_is_released_as_soon_as_it_is_sent() {
+        let region = Region::allocate(16, 1).unwrap();
+        let mut list = GatherList::new();
+        list.push_bytes(b"ab");
+        list.push_memory(region.segment(0..16).unwrap());
+        list.push_bytes(b"cd");
+        list.advance(17);
+        assert!(!region.is_unique());
+        list.advance(1);
+        assert!(region.is_unique());
+        assert_eq!(list.to_vec(), b"cd");
+        list.push_bytes(b"ef");
+        assert_eq!(list.to_vec(), b"cdef");
     }
 
     #[test]

@@ -6,8 +6,9 @@ use homi_queue::{Data, MemoryError};
 /// What the checksum is combined with at its start and end.
 const INVERT: u32 = u32::MAX;
 
-/// Bytes copied at a time out of memory that cannot be borrowed.
-const CHUNK: usize = 4096;
+/// Bytes copied at a time out of memory that cannot be borrowed. The copy's buffer is cleared each time, hence the small one.
+const CHUNK: usize = 2048;
+const SMALL_CHUNK: usize = 256;
 
 /// The digest of these bytes.
 #[inline]
@@ -46,6 +47,19 @@ impl Running {
 
     /// Takes the bytes from an operation's memory, through a small copy because it may be shared with a device.
     pub(crate) fn update_from(&mut self, data: &Data, at: usize, len: usize) -> Result<(), MemoryError> {
+        if len <= SMALL_CHUNK {
+            self.update_through::<SMALL_CHUNK>(data, at, len)
+        } else {
+            self.update_through::<CHUNK>(data, at, len)
+        }
+    }
+
+    fn update_through<const CHUNK: usize>(
+        &mut self,
+        data: &Data,
+        at: usize,
+        len: usize,
+    ) -> Result<(), MemoryError> {
         let mut chunk = [0; CHUNK];
         data.for_each_part(at, len, |segment, start, len| {
             let mut done = 0;

@@ -206,7 +206,7 @@ pub(crate) trait Attacked {
         let queued = self.queued();
         let mut found = None;
         // The cut alternates so that both header paths are attacked.
-        let cut = if bytes.len() % 2 == 0 {
+        let cut = if bytes.len().is_multiple_of(2) {
             bytes.len().max(1)
         } else {
             1
