@@ -122,7 +122,10 @@ impl Shared {
     }
 
     fn ask_for_fold(&self) {
-        self.control.store(self.control.load(Relaxed).wrapping_add(Control::PHASE + 1), Release);
+        self.control.store(
+            self.control.load(Relaxed).wrapping_add(Control::PHASE + 1),
+            Release,
+        );
     }
 
     fn lock(&self) -> MutexGuard<'_, Progress> {
@@ -142,13 +145,19 @@ impl Shared {
                 return true;
             }
             progress = match deadline {
-                None => self.changed.wait(progress).unwrap_or_else(PoisonError::into_inner),
+                None => self
+                    .changed
+                    .wait(progress)
+                    .unwrap_or_else(PoisonError::into_inner),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         return false;
                     }
-                    self.changed.wait_timeout(progress, left).unwrap_or_else(PoisonError::into_inner).0
+                    self.changed
+                        .wait_timeout(progress, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
                 }
             };
         }
@@ -167,7 +176,10 @@ impl Shared {
     fn await_control(&self, reached: impl Fn(Control) -> bool) {
         let mut progress = self.lock();
         while !reached(Control(self.control.load(Acquire))) {
-            progress = self.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
+            progress = self
+                .changed
+                .wait(progress)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -226,12 +238,19 @@ where
         for (job, lane) in lanes.iter().enumerate() {
             let (shared, open) = (&shared, &open);
             let body = move || {
-                let mut ending = Ending { shared, ready: false, failed: true };
+                let mut ending = Ending {
+                    shared,
+                    ready: false,
+                    failed: true,
+                };
                 let result = work(workload, job, open, &mut ending, lane, allocations);
                 ending.failed = result.is_err();
                 result
             };
-            match thread::Builder::new().name(format!("bench-{job}")).spawn_scoped(scope, body) {
+            match thread::Builder::new()
+                .name(format!("bench-{job}"))
+                .spawn_scoped(scope, body)
+            {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {
                     shared.enter(Control::ABORT);
@@ -239,7 +258,12 @@ where
                 }
             }
         }
-        let mut engine = Engine { workload, shared: &shared, lanes: &lanes, observe: &mut *hooks.observe };
+        let mut engine = Engine {
+            workload,
+            shared: &shared,
+            lanes: &lanes,
+            observe: &mut *hooks.observe,
+        };
         let measured = engine.conduct();
         let mut total = Report::default();
         let mut failure: Option<BenchError> = None;
@@ -284,7 +308,10 @@ where
 
 /// Binds the calling thread to a core.
 fn pin(core: usize) -> Result<(), BenchError> {
-    let refuse = |error: nix::errno::Errno| BenchError::Pin { core, source: io::Error::from(error) };
+    let refuse = |error: nix::errno::Errno| BenchError::Pin {
+        core,
+        source: io::Error::from(error),
+    };
     let mut cores = CpuSet::new();
     cores.set(core).map_err(refuse)?;
     sched_setaffinity(Pid::from_raw(0), &cores).map_err(refuse)
@@ -314,7 +341,9 @@ impl Engine<'_> {
             && let Limit::Time(time) = self.workload.limit
         {
             let samples = time.as_nanos() / interval.as_nanos().max(1);
-            measured.series.reserve(usize::try_from(samples).unwrap_or(0).min(1 << 16) + 4);
+            measured
+                .series
+                .reserve(usize::try_from(samples).unwrap_or(0).min(1 << 16) + 4);
         }
         self.shared.wait_until(None, |progress| progress.ready == jobs);
         if self.shared.lock().failed {
@@ -324,7 +353,9 @@ impl Engine<'_> {
         if !self.workload.warmup.is_zero() {
             self.shared.enter(Control::WARM_UP);
             let deadline = Instant::now() + self.workload.warmup;
-            self.watch(Phase::WarmUp, Some(deadline), &mut measured, |progress| progress.ended > 0);
+            self.watch(Phase::WarmUp, Some(deadline), &mut measured, |progress| {
+                progress.ended > 0
+            });
         }
         let before = cpu_time();
         self.shared.enter(Control::MEASURE);
@@ -336,12 +367,16 @@ impl Engine<'_> {
             progress.failed || progress.measured == jobs
         });
         let failed = self.shared.lock().failed;
-        self.shared.enter(if failed { Control::ABORT } else { Control::STOP });
-        self.shared.wait_until(None, |progress| progress.failed || progress.measured == jobs);
+        self.shared
+            .enter(if failed { Control::ABORT } else { Control::STOP });
+        self.shared
+            .wait_until(None, |progress| progress.failed || progress.measured == jobs);
         let after = cpu_time();
         measured.user_time = after.0.saturating_sub(before.0);
         measured.system_time = after.1.saturating_sub(before.1);
-        self.watch(Phase::ReadBack, None, &mut measured, |progress| progress.failed || progress.ended == jobs);
+        self.watch(Phase::ReadBack, None, &mut measured, |progress| {
+            progress.failed || progress.ended == jobs
+        });
         if self.shared.lock().failed {
             self.shared.enter(Control::ABORT);
         }
@@ -393,7 +428,11 @@ impl Engine<'_> {
                 if phase == Phase::Measure {
                     measured.series.push(sample);
                 }
-                (self.observe)(&Interval { phase, sample, latency: &latency });
+                (self.observe)(&Interval {
+                    phase,
+                    sample,
+                    latency: &latency,
+                });
             }
             if over {
                 return;
@@ -405,7 +444,10 @@ impl Engine<'_> {
     /// Reads and writes of all threads since their start.
     fn totals(&self) -> (u64, u64) {
         self.lanes.iter().fold((0, 0), |(reads, writes), lane| {
-            (reads + lane.reads.load(Relaxed), writes + lane.writes.load(Relaxed))
+            (
+                reads + lane.reads.load(Relaxed),
+                writes + lane.writes.load(Relaxed),
+            )
         })
     }
 
@@ -426,15 +468,18 @@ fn cpu_time() -> (Duration, Duration) {
         Duration::from_secs(seconds) + Duration::from_micros(micros)
     };
     // It fails for an unknown "who" only.
-    getrusage(UsageWho::RUSAGE_SELF)
-        .map_or((Duration::ZERO, Duration::ZERO), |usage| (duration(usage.user_time()), duration(usage.system_time())))
+    getrusage(UsageWho::RUSAGE_SELF).map_or((Duration::ZERO, Duration::ZERO), |usage| {
+        (duration(usage.user_time()), duration(usage.system_time()))
+    })
 }
 
 fn outcome(workload: &Workload, total: Report, measured: Measured) -> Outcome {
     let elapsed = total
         .started
         .zip(total.ended)
-        .map_or(Duration::ZERO, |(started, ended)| ended.saturating_duration_since(started));
+        .map_or(Duration::ZERO, |(started, ended)| {
+            ended.saturating_duration_since(started)
+        });
     Outcome {
         workload: workload.clone(),
         depth: total.depth,

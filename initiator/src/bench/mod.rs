@@ -16,6 +16,8 @@
 mod engine;
 mod pattern;
 mod stats;
+#[cfg(test)]
+mod tests;
 pub mod verify;
 mod worker;
 mod workload;

@@ -68,7 +68,11 @@ impl Pattern {
         let unit = match self.order {
             Order::Random => self.random.below(self.units),
             Order::Sequential => {
-                let next = if write { &mut self.next_write } else { &mut self.next_read };
+                let next = if write {
+                    &mut self.next_write
+                } else {
+                    &mut self.next_read
+                };
                 let unit = *next;
                 *next = if unit + 1 < self.units { unit + 1 } else { 0 };
                 unit
@@ -93,7 +97,10 @@ mod tests {
             writes += u32::from(write);
         }
         assert!((29_000..31_000).contains(&writes), "{writes}");
-        assert!(seen.iter().all(|count| (1_700..2_300).contains(count)), "{seen:?}");
+        assert!(
+            seen.iter().all(|count| (1_700..2_300).contains(count)),
+            "{seen:?}"
+        );
     }
 
     #[test]

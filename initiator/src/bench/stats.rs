@@ -25,7 +25,10 @@ impl Default for Latency {
 impl Latency {
     /// An empty histogram.
     #[must_use]
-    #[expect(clippy::expect_used, reason = "the bounds are constants that the histogram accepts, as every test shows")]
+    #[expect(
+        clippy::expect_used,
+        reason = "the bounds are constants that the histogram accepts, as every test shows"
+    )]
     pub fn new() -> Self {
         Self(Histogram::new_with_bounds(1, LONGEST, DIGITS).expect("constant bounds are valid"))
     }
@@ -85,7 +88,9 @@ impl Latency {
 
     /// Every distinct latency counted, rising, with how often it was.
     pub fn counts(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.0.iter_recorded().map(|value| (value.value_iterated_to(), value.count_at_value()))
+        self.0
+            .iter_recorded()
+            .map(|value| (value.value_iterated_to(), value.count_at_value()))
     }
 }
 
@@ -225,13 +230,18 @@ impl Outcome {
     /// System calls for data and sleep, if the queues count.
     #[must_use]
     pub fn system_calls(&self) -> Option<u64> {
-        self.counters.map(|counters| counters.system_calls() + self.sleeps)
+        self.counters
+            .map(|counters| counters.system_calls() + self.sleeps)
     }
 }
 
 /// A count by second; 0 for no time.
 pub(super) fn per_second(count: u64, time: Duration) -> f64 {
-    if time.is_zero() { 0.0 } else { to_float(count) / time.as_secs_f64() }
+    if time.is_zero() {
+        0.0
+    } else {
+        to_float(count) / time.as_secs_f64()
+    }
 }
 
 /// The nearest floating-point number: counts above 2^53 lose their last digits, which nobody prints.
@@ -278,9 +288,17 @@ mod tests {
         for micros in 1..=10_000 {
             latency.record(micros * 1000);
         }
-        for (quantile, expected) in [(0.5, 5_000_000), (0.9, 9_000_000), (0.99, 9_900_000), (0.9999, 9_999_000)] {
+        for (quantile, expected) in [
+            (0.5, 5_000_000),
+            (0.9, 9_000_000),
+            (0.99, 9_900_000),
+            (0.9999, 9_999_000),
+        ] {
             let found = latency.quantile(quantile);
-            assert!(found.abs_diff(expected) * 1000 <= expected, "{quantile}: {found}, not {expected}");
+            assert!(
+                found.abs_diff(expected) * 1000 <= expected,
+                "{quantile}: {found}, not {expected}"
+            );
         }
         assert_eq!(latency.count(), 10_000);
         assert_eq!(latency.counts().map(|(_, count)| count).sum::<u64>(), 10_000);

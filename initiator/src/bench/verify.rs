@@ -271,7 +271,9 @@ mod tests {
                 block[at] ^= bit;
                 let error = check(&block, Expected::Exactly(STAMP)).unwrap_err();
                 assert!(
-                    error.to_string().starts_with("wrong data at LBA 77: expected LBA 77, generation 3"),
+                    error
+                        .to_string()
+                        .starts_with("wrong data at LBA 77: expected LBA 77, generation 3"),
                     "{error}"
                 );
                 block[at] ^= bit;
@@ -285,7 +287,10 @@ mod tests {
         let mut block = vec![0; 4096];
         for other in [
             Stamp { lba: 78, ..STAMP },
-            Stamp { generation: 2, ..STAMP },
+            Stamp {
+                generation: 2,
+                ..STAMP
+            },
             Stamp { run: 1, ..STAMP },
             Stamp { seed: 1, ..STAMP },
         ] {
@@ -299,7 +304,10 @@ mod tests {
     fn a_swapped_half_is_found() {
         let (mut old, mut new) = (vec![0; 4096], vec![0; 4096]);
         STAMP.fill(&mut old);
-        let next = Stamp { generation: 4, ..STAMP };
+        let next = Stamp {
+            generation: 4,
+            ..STAMP
+        };
         next.fill(&mut new);
         new[1024..2048].copy_from_slice(&old[1024..2048]);
         let error = check(&new, Expected::Exactly(next)).unwrap_err();

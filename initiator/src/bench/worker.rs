@@ -54,12 +54,19 @@ pub(super) struct Report {
 impl Report {
     /// Adds another thread's report.
     pub(super) fn merge(&mut self, other: &Self) {
-        self.depth = if self.depth == 0 { other.depth } else { self.depth.min(other.depth) };
+        self.depth = if self.depth == 0 {
+            other.depth
+        } else {
+            self.depth.min(other.depth)
+        };
         self.started = [self.started, other.started].into_iter().flatten().min();
         self.ended = [self.ended, other.ended].into_iter().flatten().max();
         self.reads.add(&other.reads);
         self.writes.add(&other.writes);
-        self.allocations = [self.allocations, other.allocations].into_iter().flatten().reduce(|a, b| a + b);
+        self.allocations = [self.allocations, other.allocations]
+            .into_iter()
+            .flatten()
+            .reduce(|a, b| a + b);
         self.counters = [self.counters, other.counters].into_iter().flatten().reduce(sum);
         self.sleeps += other.sleeps;
         self.blocks_verified += other.blocks_verified;
@@ -77,7 +84,13 @@ struct Operation {
     started: u64,
 }
 
-const NO_OPERATION: Operation = Operation { id: None, write: false, counted: false, unit: 0, started: 0 };
+const NO_OPERATION: Operation = Operation {
+    id: None,
+    write: false,
+    counted: false,
+    unit: 0,
+    started: 0,
+};
 
 /// Where the next I/O comes from.
 #[derive(Debug)]
@@ -152,12 +165,18 @@ impl<'a, Q: BenchQueue> Worker<'a, Q> {
         } else {
             Vec::new()
         };
-        let write_data = if workload.writes() { buffers(io_bytes, depth)? } else { Vec::new() };
+        let write_data = if workload.writes() {
+            buffers(io_bytes, depth)?
+        } else {
+            Vec::new()
+        };
         let mut generations = Vec::new();
         let mut scratch = Vec::new();
         if workload.verify {
             let units = to_usize(share.units);
-            generations.try_reserve_exact(units).map_err(|_| BenchError::Track(share.units))?;
+            generations
+                .try_reserve_exact(units)
+                .map_err(|_| BenchError::Track(share.units))?;
             generations.resize(units, 0);
             scratch.resize(io_bytes, 0);
         } else {
@@ -169,7 +188,13 @@ impl<'a, Q: BenchQueue> Worker<'a, Q> {
             (u64::try_from(gap).unwrap_or(u64::MAX), 0)
         });
         Ok(Self {
-            pattern: Pattern::new(workload.seed, job, workload.order, share.units, workload.read_percent),
+            pattern: Pattern::new(
+                workload.seed,
+                job,
+                workload.order,
+                share.units,
+                workload.read_percent,
+            ),
             queue,
             workload,
             share,
@@ -198,7 +223,10 @@ impl<'a, Q: BenchQueue> Worker<'a, Q> {
             allocations_before: 0,
             counters_before: None,
             sleeps: 0,
-            report: Report { depth, ..Report::default() },
+            report: Report {
+                depth,
+                ..Report::default()
+            },
         })
     }
 
@@ -206,6 +234,9 @@ impl<'a, Q: BenchQueue> Worker<'a, Q> {
     /// if it is to be verified.
     pub(super) fn run(mut self) -> Result<Report, BenchError> {
         self.look();
+        if let Some((_, due)) = &mut self.pace {
+            *due = self.now.saturating_mul(1000);
+        }
         self.pump()?;
         self.end_measurement();
         self.shared.measured();
@@ -291,8 +322,11 @@ impl<'a, Q: BenchQueue> Worker<'a, Q> {
         }
         self.recording = false;
         self.report.allocations = self.allocations.map(|count| count() - self.allocations_before);
-        self.report.counters =
-            self.queue.counters().zip(self.counters_before).map(|(now, then)| since(now, then));
+        self.report.counters = self
+            .queue
+            .counters()
+            .zip(self.counters_before)
+            .map(|(now, then)| since(now, then));
         self.report.sleeps = self.sleeps;
         self.report.ended = Some(self.epoch + Duration::from_nanos(self.progress.max(self.first)));
         self.fold();
@@ -321,7 +355,10 @@ impl<'a, Q: BenchQueue> Worker<'a, Q> {
         }
         let (was_idle, mut submitted, mut starved) = (self.in_flight == 0, false, false);
         while self.in_flight < self.depth {
-            if self.pace.is_some_and(|(_, due)| due > self.now.saturating_mul(1000)) {
+            if self
+                .pace
+                .is_some_and(|(_, due)| due > self.now.saturating_mul(1000))
+            {
                 starved = true;
                 break;
             }
@@ -368,7 +405,11 @@ impl<'a, Q: BenchQueue> Worker<'a, Q> {
                 let (mut unit, mut write) = self.pattern.next();
                 if self.workload.verify {
                     let mut tries = 0;
-                    while self.generations.get(to_usize(unit)).is_none_or(|state| state & BUSY != 0) {
+                    while self
+                        .generations
+                        .get(to_usize(unit))
+                        .is_none_or(|state| state & BUSY != 0)
+                    {
                         tries += 1;
                         if tries == TRIES {
                             return Next::Later;
@@ -382,7 +423,11 @@ impl<'a, Q: BenchQueue> Worker<'a, Q> {
                 Next::Io(unit, write)
             }
             Work::ReadBack(next) => {
-                let written = self.generations.iter().skip(*next).position(|state| *state & !BUSY != 0);
+                let written = self
+                    .generations
+                    .iter()
+                    .skip(*next)
+                    .position(|state| *state & !BUSY != 0);
                 match written {
                     Some(ahead) => {
                         let unit = *next + ahead;
@@ -405,7 +450,14 @@ impl<'a, Q: BenchQueue> Worker<'a, Q> {
         }
         let (command, data) = if write {
             let command = Command::write(nsid, lba, blocks);
-            (if self.workload.fua { command.with_fua() } else { command }, self.write_data.pop())
+            (
+                if self.workload.fua {
+                    command.with_fua()
+                } else {
+                    command
+                },
+                self.write_data.pop(),
+            )
         } else {
             (Command::read(nsid, lba, blocks), self.read_data.pop())
         };
@@ -438,8 +490,12 @@ impl<'a, Q: BenchQueue> Worker<'a, Q> {
         *state = generation | BUSY;
         let block = to_usize(u64::from(self.workload.range.block_size));
         for (number, block) in (0..).zip(self.scratch.chunks_exact_mut(block)) {
-            let stamp =
-                Stamp { lba: lba + number, seed: self.workload.seed, run: self.shared.run, generation };
+            let stamp = Stamp {
+                lba: lba + number,
+                seed: self.workload.seed,
+                run: self.shared.run,
+                generation,
+            };
             stamp.fill(block);
         }
         match self.write_data.last() {
@@ -459,7 +515,13 @@ impl<'a, Q: BenchQueue> Worker<'a, Q> {
                 _ => return Err(BenchError::Stray(id)),
             };
             self.in_flight -= 1;
-            let Operation { write, unit, started, counted, .. } = operation;
+            let Operation {
+                write,
+                unit,
+                started,
+                counted,
+                ..
+            } = operation;
             if !completion.is_success() {
                 return Err(BenchError::Command {
                     write,
@@ -482,7 +544,11 @@ impl<'a, Q: BenchQueue> Worker<'a, Q> {
                 tally.bytes += io_bytes;
                 tally.latency.record(self.now - started);
             }
-            let total = if write { &self.lane.writes } else { &self.lane.reads };
+            let total = if write {
+                &self.lane.writes
+            } else {
+                &self.lane.reads
+            };
             // Only this thread writes it, so no read-modify-write instruction is needed.
             total.store(total.load(Relaxed) + 1, Relaxed);
         }
@@ -513,7 +579,12 @@ impl<'a, Q: BenchQueue> Worker<'a, Q> {
             let expected = if generation == 0 {
                 Expected::AnyRun { lba, seed }
             } else {
-                Expected::Exactly(Stamp { lba, seed, run: self.shared.run, generation })
+                Expected::Exactly(Stamp {
+                    lba,
+                    seed,
+                    run: self.shared.run,
+                    generation,
+                })
             };
             check(block, expected)?;
         }
@@ -532,7 +603,10 @@ impl<'a, Q: BenchQueue> Worker<'a, Q> {
         if self.now.saturating_sub(self.progress) < nanoseconds(self.workload.spin) {
             return Ok(());
         }
-        let mut limit = self.queue.wait_limit().map_or(LONGEST_SLEEP, |limit| limit.min(LONGEST_SLEEP));
+        let mut limit = self
+            .queue
+            .wait_limit()
+            .map_or(LONGEST_SLEEP, |limit| limit.min(LONGEST_SLEEP));
         if let Some((_, due)) = self.pace
             && self.in_flight < self.depth
         {
@@ -569,7 +643,9 @@ fn buffers(io_bytes: usize, depth: u16) -> Result<Vec<Data>, BenchError> {
     let region = Region::allocate(io_bytes * usize::from(depth), 4096)?;
     let mut buffers = Vec::with_capacity(usize::from(depth));
     for number in (0..usize::from(depth)).rev() {
-        buffers.push(Data::One(region.segment(number * io_bytes..(number + 1) * io_bytes)?));
+        buffers.push(Data::One(
+            region.segment(number * io_bytes..(number + 1) * io_bytes)?,
+        ));
     }
     Ok(buffers)
 }

@@ -129,10 +129,14 @@ pub enum WorkloadError {
         depth: u16,
     },
     /// The buffers would need too much memory.
-    #[error("{0} bytes of buffers are more than {MAX_BUFFERS}: use a smaller depth, block size or fewer threads")]
+    #[error(
+        "{0} bytes of buffers are more than {MAX_BUFFERS}: use a smaller depth, block size or fewer threads"
+    )]
     Buffers(u64),
     /// The range has too many I/O-sized units to keep track of.
-    #[error("verifying {0} I/O-sized units is more than {MAX_VERIFIED_UNITS}: use a smaller range or larger I/Os")]
+    #[error(
+        "verifying {0} I/O-sized units is more than {MAX_VERIFIED_UNITS}: use a smaller range or larger I/Os"
+    )]
     VerifiedUnits(u64),
 }
 
