@@ -66,6 +66,18 @@ fn name(field: &[u8; 256]) -> Result<Nqn, String> {
     Nqn::lenient(text).map_err(|error| format!("is no name: {error}"))
 }
 
+/// What a host that gives no name is called. It is no well-formed name, so an allow list of well-formed names never holds it: such
+/// a host gets in where every host does.
+const ANONYMOUS: &str = "anonymous";
+
+/// The host's name. Some hosts send none (SPDK's performance tool does), and other controllers let them in.
+fn host_name(field: &[u8; 256]) -> Result<Nqn, String> {
+    if field.first() == Some(&0) {
+        return Nqn::lenient(ANONYMOUS).map_err(|error| error.to_string());
+    }
+    name(field)
+}
+
 /// A Connect whose form is right.
 struct Request<'a> {
     id: ConnectionId,
@@ -119,7 +131,7 @@ impl Node {
                 format!("the subsystem nqn {why}"),
             )
         })?;
-        let host = name(&data.hostnqn)
+        let host = host_name(&data.hostnqn)
             .map_err(|why| invalid_data(offset_of!(ConnectData, hostnqn), format!("the host nqn {why}")))?;
         // Cloned since making an association changes the node; a port is a few dozen bytes.
         let port = self.directory.ports.get(&port).cloned().ok_or_else(|| {
