@@ -4,10 +4,10 @@
 //! into bytes. One connection is one queue. Neither knows a socket: the runtime hands bytes to `advance`, may receive
 //! straight into an operation's memory (`landing`, `landed`), and sends what `take_output` gives.
 //!
-//! - [`receive`](self) side: whole protocol data units are judged where they lie in the input; only a header that was cut
+//! - receiving: whole protocol data units are judged where they lie in the input; only a header that was cut
 //!   in two is copied, and payload is copied once, from the input to its [`Data`](homi_queue::Data), or never, through
 //!   `landing`.
-//! - send side: headers are bytes of a [`GatherList`](homi_queue::GatherList), payload is referred to.
+//! - sending: headers are bytes of a [`GatherList`](homi_queue::GatherList), payload is referred to.
 //! - every field of every unit is checked before it is used; what breaks the protocol becomes a [`TransportError`] that knows
 //!   the terminate request to send, which is queued before the error is returned.
 //!

@@ -280,7 +280,7 @@ impl Attack<ControllerConnection> {
                         let known = transfers.live.insert(key, sqe.cid.get());
                         assert_eq!(known, None, "a key is given once");
                         let len = usize::try_from(in_capsule).unwrap();
-                        if cut % 5 != 0 && self.end.accept(key, memory(len)).is_ok() {
+                        if !cut.is_multiple_of(5) && self.end.accept(key, memory(len)).is_ok() {
                             transfers.coming.insert(key);
                         }
                     }

@@ -6,9 +6,13 @@ mod allocations;
 #[cfg(test)]
 mod arbitrary;
 #[cfg(test)]
+mod controller_answers;
+#[cfg(test)]
 mod controller_end;
 #[cfg(test)]
 mod host_end;
+#[cfg(test)]
+mod host_sessions;
 #[cfg(test)]
 mod joined;
 #[cfg(test)]
