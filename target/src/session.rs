@@ -198,12 +198,13 @@ impl Session {
                 fault: None,
                 ..
             } => self.command(core, key, &sqe, now),
-            ControllerEvent::Command {
-                key,
-                sqe,
-                fault: Some(status),
-                ..
-            } => self.refuse(core, key, &sqe, status),
+            ControllerEvent::Command { key, sqe, fault: Some(status), .. } => {
+                if status.is(Status::CID_CONFLICT) && self.is_held(sqe.cid.get()) {
+                    self.command(core, key, &sqe, now);
+                } else {
+                    self.refuse(core, key, &sqe, status);
+                }
+            }
             ControllerEvent::DataReceived { key } => self.data_received(core, key, now),
             ControllerEvent::DataFailed { key, status } => self.data_failed(core, key, status),
             ControllerEvent::PeerTerminated(why) => {
@@ -213,6 +214,12 @@ impl Session {
                 });
             }
         }
+    }
+
+    /// Whether the command with this id waits for an event. Hosts that detach forget their event requests first and reuse
+    /// the ids at once (SPDK does); the requests are never answered then, so nothing is confused by it.
+    fn is_held(&self, cid: u16) -> bool {
+        self.stages.iter().any(|stage| matches!(stage, Stage::Held(held) if *held == cid))
     }
 
     #[inline]
