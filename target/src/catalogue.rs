@@ -188,6 +188,7 @@ impl Prepared {
                 let (block_size, blocks) = (geometry.block_size(), geometry.blocks());
                 made.namespaces.push(NamespaceConfig {
                     read_only: geometry.read_only(),
+                    deallocated_reads_zeroes: geometry.deallocated_reads_zeroes(),
                     uuid: namespace.uuid.as_deref().and_then(parse_uuid),
                     ..NamespaceConfig::new(namespace.nsid, block_size, blocks, opened.handle)
                 });

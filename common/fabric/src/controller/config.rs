@@ -264,6 +264,8 @@ pub struct NamespaceConfig {
     pub blocks: u64,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// Whether deallocated blocks read as zeroes (DLFEAT); otherwise nothing is said of them.
+    pub deallocated_reads_zeroes: bool,
     /// UUID; derived from the subsystem's name and the identifier where not given.
     pub uuid: Option<[u8; 16]>,
     /// NGUID, most significant byte first; derived likewise.
@@ -277,7 +279,7 @@ pub struct NamespaceConfig {
 }
 
 impl NamespaceConfig {
-    /// A writable namespace with derived identifiers and no hints.
+    /// A writable namespace with derived identifiers, no hints, and deallocated blocks that read as zeroes.
     #[must_use]
     pub fn new(nsid: u32, block_size: u32, blocks: u64, handle: u64) -> Self {
         Self {
@@ -285,6 +287,7 @@ impl NamespaceConfig {
             block_size,
             blocks,
             read_only: false,
+            deallocated_reads_zeroes: true,
             uuid: None,
             nguid: None,
             eui64: None,
@@ -422,19 +425,19 @@ pub enum ConfigError {
     #[error("subsystem {nqn} is configured twice; give each subsystem its own nqn")]
     DuplicateSubsystem {
         /// The name.
-        nqn: Nqn,
+        nqn: Box<Nqn>,
     },
     /// A subsystem with the discovery service's name.
     #[error("a subsystem cannot have the discovery service's nqn {nqn}; choose another")]
     ReservedSubsystem {
         /// The name.
-        nqn: Nqn,
+        nqn: Box<Nqn>,
     },
     /// Two namespaces of a subsystem with one identifier.
     #[error("subsystem {nqn} has namespace {nsid} twice; give each namespace its own nsid")]
     DuplicateNamespace {
         /// The subsystem.
-        nqn: Nqn,
+        nqn: Box<Nqn>,
         /// The identifier.
         nsid: u32,
     },
@@ -444,7 +447,7 @@ pub enum ConfigError {
     )]
     NamespaceId {
         /// The subsystem.
-        nqn: Nqn,
+        nqn: Box<Nqn>,
         /// The identifier.
         nsid: u32,
         /// The largest allowed.
@@ -454,7 +457,7 @@ pub enum ConfigError {
     #[error("namespaces {first} and {second} of subsystem {nqn} have the same {what}; give each its own")]
     DuplicateIdentifier {
         /// The subsystem.
-        nqn: Nqn,
+        nqn: Box<Nqn>,
         /// Which identifier.
         what: &'static str,
         /// A namespace.
@@ -468,7 +471,7 @@ pub enum ConfigError {
     )]
     BlockSize {
         /// The subsystem.
-        nqn: Nqn,
+        nqn: Box<Nqn>,
         /// The namespace.
         nsid: u32,
         /// What was given.
@@ -480,7 +483,7 @@ pub enum ConfigError {
     )]
     Capacity {
         /// The subsystem.
-        nqn: Nqn,
+        nqn: Box<Nqn>,
         /// The namespace.
         nsid: u32,
         /// What was given.
@@ -490,7 +493,7 @@ pub enum ConfigError {
     #[error("namespace {nsid} of subsystem {nqn}: {what} of {given} blocks is more than 65536")]
     Hint {
         /// The subsystem.
-        nqn: Nqn,
+        nqn: Box<Nqn>,
         /// The namespace.
         nsid: u32,
         /// Which hint.
@@ -502,7 +505,7 @@ pub enum ConfigError {
     #[error("subsystem {nqn}: {what} must be {min} to {max}, not {given}")]
     SubsystemNumber {
         /// The subsystem.
-        nqn: Nqn,
+        nqn: Box<Nqn>,
         /// Which number.
         what: &'static str,
         /// Smallest allowed.
@@ -516,7 +519,7 @@ pub enum ConfigError {
     #[error("subsystem {nqn}: controller ids {first} to {last} must be a rising range within 1 to 65519")]
     ControllerIds {
         /// The subsystem.
-        nqn: Nqn,
+        nqn: Box<Nqn>,
         /// First identifier given.
         first: u16,
         /// Last identifier given.
@@ -528,7 +531,7 @@ pub enum ConfigError {
     )]
     UnknownPort {
         /// The subsystem.
-        nqn: Nqn,
+        nqn: Box<Nqn>,
         /// The port.
         port: PortId,
     },
@@ -581,7 +584,7 @@ impl NodeConfig {
         let ports = self.validate_ports()?;
         let mut names = BTreeSet::new();
         for subsystem in &self.subsystems {
-            let nqn = || subsystem.nqn.clone();
+            let nqn = || Box::new(subsystem.nqn.clone());
             if subsystem.nqn.is_discovery() {
                 return Err(ConfigError::ReservedSubsystem { nqn: nqn() });
             }
@@ -613,7 +616,7 @@ impl NodeConfig {
     fn validate_ports(&self) -> Result<BTreeMap<PortId, TransportAddress>, ConfigError> {
         let mut ports = BTreeMap::new();
         for port in &self.ports {
-            if port.in_capsule % 16 != 0 || port.in_capsule > MAX_IN_CAPSULE {
+            if !port.in_capsule.is_multiple_of(16) || port.in_capsule > MAX_IN_CAPSULE {
                 return Err(ConfigError::InCapsule {
                     port: port.id,
                     given: port.in_capsule,
@@ -643,7 +646,7 @@ impl NodeConfig {
 
 impl SubsystemConfig {
     fn validate(&self) -> Result<(), ConfigError> {
-        let nqn = || self.nqn.clone();
+        let nqn = || Box::new(self.nqn.clone());
         text("the serial number", &self.serial, 20)?;
         text("the model number", &self.model, 40)?;
         let number = |what, given: u32, min, max| {
@@ -702,7 +705,7 @@ impl SubsystemConfig {
 
 impl NamespaceConfig {
     fn validate(&self, subsystem: &SubsystemConfig) -> Result<(), ConfigError> {
-        let (nsid, nqn) = (self.nsid, || subsystem.nqn.clone());
+        let (nsid, nqn) = (self.nsid, || Box::new(subsystem.nqn.clone()));
         if !(1..=subsystem.max_nsid).contains(&nsid) {
             return Err(ConfigError::NamespaceId {
                 nqn: nqn(),

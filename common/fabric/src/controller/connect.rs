@@ -66,8 +66,8 @@ fn name(field: &[u8; 256]) -> Result<Nqn, String> {
     Nqn::lenient(text).map_err(|error| format!("is no name: {error}"))
 }
 
-/// What a host that gives no name is called. It is no well-formed name, so an allow list of well-formed names never holds it: such
-/// a host gets in where every host does.
+/// What a host that gives no name is called. It is no well-formed name, so an allow list of well-formed names never
+/// holds it: such a host gets in where every host does.
 const ANONYMOUS: &str = "anonymous";
 
 /// The host's name. Some hosts send none (SPDK's performance tool does), and other controllers let them in.

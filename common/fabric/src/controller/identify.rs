@@ -225,7 +225,10 @@ fn namespace_page(subsystem: &SubsystemConfig, namespace: &NamespaceConfig) -> I
     page.ncap = page.nsze;
     page.nuse = page.nsze;
     page.nmic = nmic::SHARED;
-    page.dlfeat = dlfeat::READ_ZEROES | dlfeat::WRITE_ZEROES_DEALLOCATES;
+    page.dlfeat = dlfeat::WRITE_ZEROES_DEALLOCATES;
+    if namespace.deallocated_reads_zeroes {
+        page.dlfeat |= dlfeat::READ_ZEROES;
+    }
     page.noiob = U16::new(hints.boundary);
     page.nvmcap = U128::new(u128::from(namespace.blocks) * u128::from(namespace.block_size));
     let optimal = [

@@ -1,8 +1,8 @@
 //! Commands of the NVM command set, checked once before anything is allocated, solicited or executed.
 //!
 //! [`parse`] runs for every I/O command: it allocates nothing and looks up one namespace. What it lets through can
-//! be executed as it stands. The ranges of a Dataset Management command come later, with its data:
-//! [`deallocate_ranges`].
+//! be executed as it stands, but for the ranges of a Dataset Management command: they come later, with its data, and
+//! the executor checks them.
 //!
 //! Not implemented, and refused as invalid opcodes: Write Uncorrectable, Copy, reservations, zones. Metadata and
 //! protection information do not exist, so their fields are ignored, as the specification says for
@@ -11,10 +11,12 @@
 use super::view::{NamespaceEntry, NamespaceTable};
 use homi_queue::Command;
 use homi_spec::command::{Fuse, NSID_BROADCAST, NvmOpcode, Psdt};
-use homi_spec::nvm::DsmRange;
 use homi_spec::sgl::SglDescriptor;
 use homi_spec::{Sqe, Status};
-use zerocopy::FromBytes;
+
+/// Bytes of a range of Dataset Management, and how many a command names at most. NVM Command Set 1.0 §3.2.3.
+const RANGE_SIZE: u32 = 16;
+const MAX_RANGES: u32 = 256;
 
 /// What commands of a queue are held to. See [`super::QueueView::limits`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,18 +75,6 @@ pub struct IoRequest {
     pub transfer: Transfer,
 }
 
-/// Logical blocks that a Dataset Management command names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BlockRange {
-    /// The first block.
-    pub lba: u64,
-    /// How many blocks; may be 0.
-    pub blocks: u32,
-}
-
-/// Bytes of one range of a Dataset Management command (NVM Command Set 1.0 §3.2.3).
-pub const RANGE_SIZE: usize = size_of::<DsmRange>();
-
 /// Checks a command: opcode, flags, namespace, block range, transfer limit, write protection, and that its SGL
 /// descriptor says what the command itself says about its data.
 ///
@@ -140,7 +130,7 @@ pub fn parse(sqe: &Sqe, table: &NamespaceTable, limits: &IoLimits) -> Result<IoR
             in_range(sqe.lba(), sqe.blocks(), namespace)?;
             Transfer::None
         }
-        NvmOpcode::DATASET_MANAGEMENT => Transfer::FromHost(ranges_transfer(sqe, command.ranges(), limits)?),
+        NvmOpcode::DATASET_MANAGEMENT => Transfer::FromHost(ranges_transfer(sqe, command.ranges())?),
         _ => Transfer::None,
     };
     check_sgl(sqe, transfer)?;
@@ -151,31 +141,6 @@ pub fn parse(sqe: &Sqe, table: &NamespaceTable, limits: &IoLimits) -> Result<IoR
         scope: Scope::Namespace(index),
         command,
         transfer,
-    })
-}
-
-/// The ranges in a Dataset Management command's data, after every one of them was checked. Bytes after the last
-/// whole range are ignored; the context attributes are hints and ignored too.
-///
-/// # Errors
-/// [`Status::LBA_OUT_OF_RANGE`] if a range is not inside the namespace; nothing may be deallocated then.
-pub fn deallocate_ranges<'a>(
-    data: &'a [u8],
-    namespace: &NamespaceEntry,
-) -> Result<impl Iterator<Item = BlockRange> + 'a, Status> {
-    for range in ranges(data) {
-        in_range(range.lba, range.blocks, namespace)?;
-    }
-    Ok(ranges(data))
-}
-
-fn ranges(data: &[u8]) -> impl Iterator<Item = BlockRange> + '_ {
-    data.chunks_exact(RANGE_SIZE).filter_map(|range| {
-        let range = DsmRange::read_from_bytes(range).ok()?;
-        Some(BlockRange {
-            lba: range.slba.get(),
-            blocks: range.blocks.get(),
-        })
     })
 }
 
@@ -197,15 +162,15 @@ fn block_transfer(sqe: &Sqe, namespace: &NamespaceEntry, limits: &IoLimits) -> R
     Ok(bytes)
 }
 
-/// Hosts may describe a buffer for 256 ranges whatever the number of ranges they name, and Linux does: any length that holds
-/// the named ones is taken as it is.
-fn ranges_transfer(sqe: &Sqe, ranges: u32, limits: &IoLimits) -> Result<u32, Status> {
-    let named = ranges * 16;
+/// Hosts may describe a buffer for 256 ranges whatever the number of ranges they name, and Linux does: any length that
+/// holds the named ones is taken as it is, up to that of 256.
+fn ranges_transfer(sqe: &Sqe, ranges: u32) -> Result<u32, Status> {
+    let named = ranges * RANGE_SIZE;
     let given = match sqe.sgl().parse() {
         SglDescriptor::Unknown { .. } => named,
         descriptor => descriptor.data_length(),
     };
-    if given < named || given > limits.max_transfer {
+    if given < named || given > MAX_RANGES * RANGE_SIZE {
         return Err(Status::SGL_DATA_LENGTH_INVALID.with_dnr());
     }
     Ok(given)

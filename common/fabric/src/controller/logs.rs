@@ -102,7 +102,7 @@ pub(super) fn check(command: &GetLogPage, max_transfer: u32) -> Result<usize, Re
     if command.index_offset {
         return Err(Refusal::at(Status::INVALID_FIELD, OT_BYTE));
     }
-    if command.lpo % 4 != 0 {
+    if !command.lpo.is_multiple_of(4) {
         return Err(Refusal::at(Status::INVALID_FIELD, LPO_BYTE));
     }
     let len = command.length();

@@ -187,3 +187,6 @@ pub enum CloseReason {
     #[error("the node is going down")]
     NodeShutdown,
 }
+
+#[cfg(test)]
+mod tests;
