@@ -3,7 +3,6 @@
 use std::collections::hash_map::RandomState;
 use std::error::Error;
 use std::hash::{BuildHasher, Hasher};
-use std::io;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -308,10 +307,7 @@ where
 
 /// Binds the calling thread to a core.
 fn pin(core: usize) -> Result<(), BenchError> {
-    let refuse = |error: nix::errno::Errno| BenchError::Pin {
-        core,
-        source: io::Error::from(error),
-    };
+    let refuse = |source| BenchError::Pin { core, source };
     let mut cores = CpuSet::new();
     cores.set(core).map_err(refuse)?;
     sched_setaffinity(Pid::from_raw(0), &cores).map_err(refuse)

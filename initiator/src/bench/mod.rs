@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use homi_queue::{CommandId, LostReason, MemoryError, Queue, Wait};
 use homi_spec::Status;
+use nix::errno::Errno;
 
 pub use engine::{Hooks, run};
 pub use stats::{Interval, Latency, Outcome, Phase, Sample, Tally};
@@ -87,12 +88,12 @@ pub enum BenchError {
     #[error("no memory to keep track of {0} i/o-sized units: use a smaller range or larger i/os")]
     Track(u64),
     /// A thread cannot run on the core that it should be pinned to.
-    #[error("cannot pin a thread to core {core}: {source}; choose cores that this process may use")]
+    #[error("cannot pin a thread to core {core}: {}; choose cores that this process may use", source.desc().to_lowercase())]
     Pin {
         /// The core.
         core: usize,
         /// Why not.
-        source: io::Error,
+        source: Errno,
     },
     /// The system did not start a thread.
     #[error("cannot start a thread: {0}; use fewer threads")]
@@ -122,8 +123,8 @@ pub enum BenchError {
     #[error("the queue was lost: {0}")]
     Lost(LostReason),
     /// The thread cannot sleep until there are completions.
-    #[error("cannot wait for completions: {0}")]
-    Wait(io::Error),
+    #[error("cannot wait for completions: {}", .0.desc().to_lowercase())]
+    Wait(Errno),
     /// A thread panicked: a fault of this program.
     #[error("a benchmark thread panicked: this is a fault of the program, please report it")]
     Panicked,

@@ -4,7 +4,6 @@
 //! histogram count. Everything else happens per batch (the clock, the batch's start, the published totals), per
 //! interval (folding histograms) or never (allocating).
 
-use std::io;
 use std::mem;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use homi_queue::{Command, CommandId, Completed, Data, QueueLost, Region, Slot};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 
@@ -671,8 +671,8 @@ fn scramble(buffers: &[Data], seed: u64, job: usize) -> Result<(), BenchError> {
 fn wait(descriptor: BorrowedFd<'_>, limit: Duration) -> Result<(), BenchError> {
     let mut descriptors = [PollFd::new(descriptor, PollFlags::POLLIN)];
     match ppoll(&mut descriptors, Some(TimeSpec::from_duration(limit)), None) {
-        Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
-        Err(error) => Err(BenchError::Wait(io::Error::from(error))),
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(BenchError::Wait(error)),
     }
 }
 

@@ -1,5 +1,8 @@
 //! Counts the heap allocations of each thread, so that `homi bench` can show that there are none per I/O.
-#![expect(unsafe_code, reason = "a global allocator is an unsafe trait; this one only counts and passes on")]
+#![expect(
+    unsafe_code,
+    reason = "a global allocator is an unsafe trait; this one only counts and passes on"
+)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

@@ -23,8 +23,12 @@ pub(crate) fn some_size(text: &str) -> Result<u64, String> {
 
 /// A span of time: `10`, `10s`, `500ms`, `2m`, `1h`; without a unit, seconds.
 pub(crate) fn time(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("\"{text}\" is not a time: write seconds, or a number with ms, s, m or h, as in 500ms or 2m");
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let wrong = || {
+        format!("\"{text}\" is not a time: write seconds, or a number with ms, s, m or h, as in 500ms or 2m")
+    };
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     let number: f64 = number.parse().map_err(|_| wrong())?;
     let seconds = match unit.to_ascii_lowercase().as_str() {
@@ -108,7 +112,11 @@ pub(crate) fn place(text: &str) -> Result<Place, String> {
     if text.is_empty() {
         return Err("an empty place is not possible: write a URI or the path of a file".to_owned());
     }
-    if text.contains("://") { uri(text).map(|uri| Place::Uri(Box::new(uri))) } else { Ok(Place::File(PathBuf::from(text))) }
+    if text.contains("://") {
+        uri(text).map(|uri| Place::Uri(Box::new(uri)))
+    } else {
+        Ok(Place::File(PathBuf::from(text)))
+    }
 }
 
 #[cfg(test)]
@@ -117,10 +125,26 @@ mod tests {
 
     #[test]
     fn sizes() {
-        for (text, expected) in [("0", 0), ("512", 512), ("4k", 4096), ("4K", 4096), ("128KiB", 131_072), ("1G", 1 << 30)] {
+        for (text, expected) in [
+            ("0", 0),
+            ("512", 512),
+            ("4k", 4096),
+            ("4K", 4096),
+            ("128KiB", 131_072),
+            ("1G", 1 << 30),
+        ] {
             assert_eq!(size(text), Ok(expected), "{text}");
         }
-        for text in ["", "k", "4x", "-1", "1.5k", "4 k", "99999999999999999999", "99999999T"] {
+        for text in [
+            "",
+            "k",
+            "4x",
+            "-1",
+            "1.5k",
+            "4 k",
+            "99999999999999999999",
+            "99999999T",
+        ] {
             assert!(size(text).unwrap_err().contains("is not a size"), "{text}");
         }
         assert!(some_size("0").is_err());
@@ -128,9 +152,14 @@ mod tests {
 
     #[test]
     fn times() {
-        for (text, millis) in
-            [("10", 10_000), ("10s", 10_000), ("500ms", 500), ("0.5", 500), ("2m", 120_000), ("1h", 3_600_000)]
-        {
+        for (text, millis) in [
+            ("10", 10_000),
+            ("10s", 10_000),
+            ("500ms", 500),
+            ("0.5", 500),
+            ("2m", 120_000),
+            ("1h", 3_600_000),
+        ] {
             assert_eq!(time(text), Ok(Duration::from_millis(millis)), "{text}");
         }
         for text in ["", "s", "10x", "-1", "1e9", "1.2.3", "999999h"] {
@@ -142,14 +171,19 @@ mod tests {
     fn core_lists() {
         assert_eq!(cores("0-2,8"), Ok(Cores(vec![0, 1, 2, 8])));
         for text in ["", "a", "3-1", "0,", "0-99999999"] {
-            assert!(cores(text).unwrap_err().contains("is not a list of cores"), "{text}");
+            assert!(
+                cores(text).unwrap_err().contains("is not a list of cores"),
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn places() {
         assert_eq!(place("a/b.bin"), Ok(Place::File("a/b.bin".into())));
-        let Ok(Place::Uri(uri)) = place("ram://1M") else { panic!("a URI") };
+        let Ok(Place::Uri(uri)) = place("ram://1M") else {
+            panic!("a URI")
+        };
         assert!(matches!(*uri, Uri::Ram { size: 1_048_576, .. }));
         assert!(place("ftp://x").unwrap_err().contains("unknown scheme"));
         assert_eq!(place("file:///x").unwrap().path(), Some(Path::new("/x")));

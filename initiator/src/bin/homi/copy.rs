@@ -64,7 +64,9 @@ pub(crate) struct Copy {
 impl Copy {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         if self.verify && self.checksum == Algorithm::None {
-            return Err(Failure::Usage("--verify compares checksums: use --checksum crc32c or sha256".to_owned()));
+            return Err(Failure::Usage(
+                "--verify compares checksums: use --checksum crc32c or sha256".to_owned(),
+            ));
         }
         let initiator = self.connection.initiator()?;
         let (mut source, available) = self.open_source(&initiator)?;
@@ -81,21 +83,36 @@ impl Copy {
             }
         };
         self.refuse_overlap(count)?;
-        let mut destination = self.open_destination(&initiator, count)?;
+        let mut destination = self.open_destination(&initiator, &source, count)?;
         let window = self.window(&source, &destination)?;
         let start = Instant::now();
         let mut hasher = Hasher::new(self.checksum);
         let mut progress = Progress::new(count, !self.quiet && !self.json);
-        let sink = Sink { end: &mut destination, at: self.to };
-        let tail = pipeline::run(&mut source, self.from, Some(sink), count, window, &mut hasher, &mut |moved| {
-            progress.show("copied", moved);
-        })?;
+        let sink = Sink {
+            end: &mut destination,
+            at: self.to,
+        };
+        let tail = pipeline::run(
+            &mut source,
+            self.from,
+            Some(sink),
+            count,
+            window,
+            &mut hasher,
+            &mut |moved| {
+                progress.show("copied", moved);
+            },
+        )?;
         drop(source);
         let device = destination.device();
         destination.finish(self.to + count - tail.len() as u64, &tail, !self.no_flush)?;
         let elapsed = start.elapsed();
         let copied = hasher.finish();
-        let arrived = if self.verify { self.read_back(device, count, window, &mut progress)? } else { None };
+        let arrived = if self.verify {
+            self.read_back(device, count, window, &mut progress)?
+        } else {
+            None
+        };
         progress.clear();
         self.tell(count, elapsed, copied, arrived)
     }
@@ -121,16 +138,25 @@ impl Copy {
         }
     }
 
-    fn open_destination(&self, initiator: &Initiator, count: u64) -> Result<End, Failure> {
+    fn open_destination(&self, initiator: &Initiator, source: &End, count: u64) -> Result<End, Failure> {
         if let Some(path) = self.destination.path() {
             mounted::refuse_if_in_use(path)?;
         }
         match &self.destination {
             Place::Uri(uri) => {
-                let device = initiator.open(connection::blocks(uri)?)?;
+                // A file serves one device at a time, so both ends of a copy within it share that.
+                let shared = source
+                    .device()
+                    .filter(|device| device.uri() == &**uri && !matches!(**uri, Uri::Ram { .. }));
+                let device = match shared {
+                    Some(device) => device,
+                    None => initiator.open(connection::blocks(uri)?)?,
+                };
                 check_alignment("--to", self.to, uri, device.block_size())?;
                 if device.read_only() {
-                    return Err(Failure::Failed(format!("{uri} is read-only: choose another destination")));
+                    return Err(Failure::Failed(format!(
+                        "{uri} is read-only: choose another destination"
+                    )));
                 }
                 if self.to.checked_add(count).is_none_or(|end| end > device.bytes()) {
                     return Err(Failure::Failed(format!(
@@ -178,7 +204,11 @@ impl Copy {
     fn window(&self, source: &End, destination: &End) -> Result<Window, Failure> {
         let ends = [source.geometry(), destination.geometry()];
         let ends = ends.iter().flatten();
-        let most = ends.clone().map(|(_, most)| u64::from(*most)).min().unwrap_or(u64::MAX);
+        let most = ends
+            .clone()
+            .map(|(_, most)| u64::from(*most))
+            .min()
+            .unwrap_or(u64::MAX);
         let block = ends.map(|(block, _)| u64::from(*block)).max().unwrap_or(1);
         // No more than is useful: beyond this the window is all latency.
         let most = most.min(self.chunk).min(64 << 20);
@@ -188,7 +218,10 @@ impl Copy {
                 "transfers of at most {most} bytes cannot carry blocks of {block}: use a larger --chunk"
             )));
         }
-        Ok(Window { chunk, chunks: self.depth })
+        Ok(Window {
+            chunk,
+            chunks: self.depth,
+        })
     }
 
     /// Copying a range onto itself would destroy it.
@@ -233,9 +266,17 @@ impl Copy {
             }
         };
         let mut hasher = Hasher::new(self.checksum);
-        pipeline::run(&mut end, self.to, None, count, window, &mut hasher, &mut |moved| {
-            progress.show("verified", moved);
-        })?;
+        pipeline::run(
+            &mut end,
+            self.to,
+            None,
+            count,
+            window,
+            &mut hasher,
+            &mut |moved| {
+                progress.show("verified", moved);
+            },
+        )?;
         Ok(hasher.finish())
     }
 
@@ -277,10 +318,17 @@ impl Copy {
         if self.quiet {
             return Ok(());
         }
-        let mut text = format!("copied {} in {seconds:.3} s, {rate:.1} MiB/s\n", output::size(count));
+        let mut text = format!(
+            "copied {} in {seconds:.3} s, {rate:.1} MiB/s\n",
+            output::size(count)
+        );
         if let Some(checksum) = copied {
             text.push_str(&format!("{} {checksum}", self.checksum.name()));
-            text.push_str(if verified == Some(true) { ", the same read back\n" } else { "\n" });
+            text.push_str(if verified == Some(true) {
+                ", the same read back\n"
+            } else {
+                "\n"
+            });
         }
         output::text(&text)
     }
@@ -315,7 +363,13 @@ struct Progress {
 
 impl Progress {
     fn new(total: u64, wanted: bool) -> Self {
-        Self { total, shown: None, start: Instant::now(), on: wanted && io::stderr().is_terminal(), drawn: false }
+        Self {
+            total,
+            shown: None,
+            start: Instant::now(),
+            on: wanted && io::stderr().is_terminal(),
+            drawn: false,
+        }
     }
 
     fn show(&mut self, what: &str, moved: u64) {

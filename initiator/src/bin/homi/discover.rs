@@ -30,7 +30,10 @@ impl Discover {
             return output::json(&json!({ "uri": self.uri.to_string(), "records": records }));
         }
         if records.is_empty() {
-            return output::text(&format!("{} knows no subsystem that this host may use\n", self.uri));
+            return output::text(&format!(
+                "{} knows no subsystem that this host may use\n",
+                self.uri
+            ));
         }
         let rows: Vec<Vec<String>> = records
             .iter()
@@ -44,8 +47,16 @@ impl Discover {
                 ]
             })
             .collect();
-        let mut text = output::table(&["KIND", "TRANSPORT", "ADDRESS", "PORT", "SUBSYSTEM"], &[3], &rows);
-        if let Some(uri) = records.iter().find(|record| record.kind == SubsystemKind::Nvm).and_then(uri_of) {
+        let mut text = output::table(
+            &["KIND", "TRANSPORT", "ADDRESS", "PORT", "SUBSYSTEM"],
+            &[3],
+            &rows,
+        );
+        if let Some(uri) = records
+            .iter()
+            .find(|record| record.kind == SubsystemKind::Nvm)
+            .and_then(uri_of)
+        {
             text.push_str(&format!("\nlook inside with: homi list '{uri}'\n"));
         }
         output::text(&text)

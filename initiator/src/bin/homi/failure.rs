@@ -36,7 +36,11 @@ impl Failure {
             io::ErrorKind::IsADirectory => "name a file in it",
             _ => "check the file and the device that it is on",
         };
-        Self::Failed(format!("cannot {what} {}: {}; {hint}", path.display(), plain(error)))
+        Self::Failed(format!(
+            "cannot {what} {}: {}; {hint}",
+            path.display(),
+            plain(error)
+        ))
     }
 
     /// A failure of standard output.
@@ -124,7 +128,11 @@ pub(crate) fn sentence(message: &str) -> String {
             parts.push(line.trim_start_matches("error: "));
         }
     }
-    format!("{}; --help lists what there is", parts.join(" ").trim_end_matches('.'))
+    parts
+        .join(" ")
+        .replace(" tip: ", "; ")
+        .trim_end_matches('.')
+        .to_owned()
 }
 
 #[cfg(test)]
@@ -137,7 +145,7 @@ mod tests {
                        Usage: homi bench <URI>\n\nFor more information, try '--help'.\n";
         assert_eq!(
             sentence(message),
-            "unexpected argument '--depht' found tip: a similar argument exists: '--depth'; --help lists what there is"
+            "unexpected argument '--depht' found; a similar argument exists: '--depth'"
         );
     }
 

@@ -42,7 +42,11 @@ impl Identify {
             }
         };
         let controller = initiator.connect(&self.uri)?;
-        let nsid = if self.controller { None } else { self.namespace.or(in_uri) };
+        let nsid = if self.controller {
+            None
+        } else {
+            self.namespace.or(in_uri)
+        };
         match nsid {
             Some(nsid) => self.of_namespace(&controller, nsid),
             None => self.of_controller(&controller),
@@ -55,7 +59,9 @@ impl Identify {
         }
         let info = controller.info();
         if self.json {
-            return output::json(&json!({ "uri": self.uri.to_string(), "controller": controller_json(info) }));
+            return output::json(
+                &json!({ "uri": self.uri.to_string(), "controller": controller_json(info) }),
+            );
         }
         output::text(&output::fields(&controller_fields(info)))
     }
@@ -79,7 +85,11 @@ impl Identify {
             )));
         }
         if self.namespace.is_some_and(|nsid| nsid != device.nsid()) {
-            return Err(Failure::Usage(format!("{} has namespace {} only", self.uri, device.nsid())));
+            return Err(Failure::Usage(format!(
+                "{} has namespace {} only",
+                self.uri,
+                device.nsid()
+            )));
         }
         if self.json {
             return output::json(&json!({ "uri": self.uri.to_string(), "namespace": device_json(device) }));
@@ -129,22 +139,46 @@ fn controller_fields(info: &ControllerInfo) -> Vec<(&'static str, String)> {
         (info.deallocate, "deallocate"),
         (info.verify, "verify"),
     ];
-    let optional: Vec<&str> = optional.iter().filter(|(has, _)| *has).map(|(_, name)| *name).collect();
+    let optional: Vec<&str> = optional
+        .iter()
+        .filter(|(has, _)| *has)
+        .map(|(_, name)| *name)
+        .collect();
     vec![
         ("subsystem", info.subsystem_nqn.to_string()),
-        ("controller", format!("{:#06x}, {}", info.controller_id, kind(info.kind))),
+        (
+            "controller",
+            format!("{:#06x}, {}", info.controller_id, kind(info.kind)),
+        ),
         ("model", info.model.clone()),
         ("serial", info.serial.clone()),
         ("firmware", info.firmware.clone()),
         ("version", info.version.to_string()),
-        ("i/o queues", format!("{} of up to {} entries", info.io_queues, info.max_queue_entries)),
-        ("largest transfer", info.max_transfer.map_or("unlimited".to_owned(), |bytes| output::size(bytes.into()))),
+        (
+            "i/o queues",
+            format!("{} of up to {} entries", info.io_queues, info.max_queue_entries),
+        ),
+        (
+            "largest transfer",
+            info.max_transfer
+                .map_or("unlimited".to_owned(), |bytes| output::size(bytes.into())),
+        ),
         ("in-capsule data", output::size(info.in_capsule.into())),
-        ("keep alive", match info.keep_alive_ms {
-            0 => "off".to_owned(),
-            millis => format!("{millis} ms"),
-        }),
-        ("commands", if optional.is_empty() { "none optional".to_owned() } else { optional.join(", ") }),
+        (
+            "keep alive",
+            match info.keep_alive_ms {
+                0 => "off".to_owned(),
+                millis => format!("{millis} ms"),
+            },
+        ),
+        (
+            "commands",
+            if optional.is_empty() {
+                "none optional".to_owned()
+            } else {
+                optional.join(", ")
+            },
+        ),
         ("volatile cache", yes(info.volatile_write_cache)),
     ]
 }
@@ -184,9 +218,18 @@ fn namespace_fields(info: &NamespaceInfo) -> Vec<(&'static str, String)> {
         ("blocks", info.blocks.to_string()),
         ("block size", output::size(info.block_size.into())),
         ("metadata", output::size(info.metadata_size.into())),
-        ("uuid", info.uuid.map_or("none".to_owned(), |id| output::uuid(&id))),
-        ("nguid", info.nguid.map_or("none".to_owned(), |id| output::hex(&id))),
-        ("eui64", info.eui64.map_or("none".to_owned(), |id| output::hex(&id))),
+        (
+            "uuid",
+            info.uuid.map_or("none".to_owned(), |id| output::uuid(&id)),
+        ),
+        (
+            "nguid",
+            info.nguid.map_or("none".to_owned(), |id| output::hex(&id)),
+        ),
+        (
+            "eui64",
+            info.eui64.map_or("none".to_owned(), |id| output::hex(&id)),
+        ),
         ("read only", yes(info.read_only)),
         ("shared", yes(info.shared)),
     ]

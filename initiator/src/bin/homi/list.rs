@@ -48,15 +48,23 @@ impl List {
                 // One that cannot be reached must not hide the others.
                 if let Err(Failure::Failed(reason)) = listing.add_controller(&initiator, uri) {
                     listing.text.push_str(&format!("{uri}\n  {reason}\n"));
-                    listing.controllers.push(json!({ "uri": uri.to_string(), "error": reason }));
+                    listing
+                        .controllers
+                        .push(json!({ "uri": uri.to_string(), "error": reason }));
                     failed = Some(reason);
                 }
             }
-            if let (Some(reason), true) = (failed, listing.controllers.iter().all(|one| one.get("error").is_some())) {
+            if let (Some(reason), true) = (
+                failed,
+                listing.controllers.iter().all(|one| one.get("error").is_some()),
+            ) {
                 return Err(Failure::Failed(reason));
             }
             if places.is_empty() {
-                listing.text.push_str(&format!("{} knows no subsystem that this host may use\n", self.uri));
+                listing.text.push_str(&format!(
+                    "{} knows no subsystem that this host may use\n",
+                    self.uri
+                ));
             }
         } else if self.uri.is_local() {
             listing.add_local(&initiator, &self.uri)?;
@@ -134,7 +142,8 @@ impl Listing {
             "-".to_owned(),
             uri.to_string(),
         ]]);
-        self.controllers.push(json!({ "uri": uri.to_string(), "namespaces": [device_json(&device)] }));
+        self.controllers
+            .push(json!({ "uri": uri.to_string(), "namespaces": [device_json(&device)] }));
         Ok(())
     }
 

@@ -38,7 +38,13 @@ static ALLOCATOR: allocations::Counting = allocations::Counting;
 
 /// Finds, reads, writes, copies and measures NVMe namespaces over fabrics, and files and memory the same way.
 #[derive(Debug, Parser)]
-#[command(name = "homi", version, propagate_version = true, arg_required_else_help = true, max_term_width = 100)]
+#[command(
+    name = "homi",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
 struct Cli {
     #[command(subcommand)]
     command: Verb,
@@ -103,7 +109,11 @@ fn main() -> ExitCode {
         _ => "debug",
     };
     let filter = EnvFilter::try_from_env("HOMI_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
     match cli.command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(cli.command.json()),
@@ -121,7 +131,16 @@ fn explain(error: &clap::Error) -> ExitCode {
             let _ = error.print();
             ExitCode::from(code)
         }
-        _ => Failure::Usage(failure::sentence(&error.render().to_string())).report(false),
+        kind => {
+            let mut text = failure::sentence(&error.render().to_string());
+            // These parsers say what to write instead.
+            if !matches!(kind, ErrorKind::ValueValidation | ErrorKind::InvalidValue) {
+                text.push_str("; --help lists what there is");
+            }
+            // The command line could not be parsed, but whoever wants JSON has said so.
+            let json = std::env::args_os().any(|argument| argument == "--json");
+            Failure::Usage(text).report(json)
+        }
     }
 }
 

@@ -73,7 +73,9 @@ fn user(family: &BTreeSet<String>, mounts: &str, swaps: &[String]) -> Option<Str
         let mut parts = line.split_whitespace().skip(2);
         let number = parts.next()?;
         let place = parts.nth(1)?;
-        family.contains(number).then(|| format!("mounted at {}", place.replace("\\040", " ")))
+        family
+            .contains(number)
+            .then(|| format!("mounted at {}", place.replace("\\040", " ")))
     })
 }
 
@@ -87,11 +89,25 @@ mod tests {
 
     #[test]
     fn mounted_devices_are_found_by_number() {
-        let family = |numbers: &[&str]| numbers.iter().map(|number| (*number).to_owned()).collect::<BTreeSet<_>>();
-        assert_eq!(user(&family(&["259:0", "259:2"]), MOUNTS, &[]), Some("mounted at /".to_owned()));
-        assert_eq!(user(&family(&["259:7"]), MOUNTS, &[]), Some("mounted at /my data".to_owned()));
+        let family = |numbers: &[&str]| {
+            numbers
+                .iter()
+                .map(|number| (*number).to_owned())
+                .collect::<BTreeSet<_>>()
+        };
+        assert_eq!(
+            user(&family(&["259:0", "259:2"]), MOUNTS, &[]),
+            Some("mounted at /".to_owned())
+        );
+        assert_eq!(
+            user(&family(&["259:7"]), MOUNTS, &[]),
+            Some("mounted at /my data".to_owned())
+        );
         assert_eq!(user(&family(&["259:0"]), MOUNTS, &[]), None);
-        assert_eq!(user(&family(&["8:3"]), MOUNTS, &["8:3".to_owned()]), Some("swap space".to_owned()));
+        assert_eq!(
+            user(&family(&["8:3"]), MOUNTS, &["8:3".to_owned()]),
+            Some("swap space".to_owned())
+        );
     }
 
     #[test]

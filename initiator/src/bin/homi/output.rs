@@ -14,7 +14,9 @@ pub(crate) fn text(text: &str) -> Result<(), Failure> {
 /// Writes bytes.
 pub(crate) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| Failure::output(&error))
+    out.write_all(bytes)
+        .and_then(|()| out.flush())
+        .map_err(|error| Failure::output(&error))
 }
 
 /// Writes the one JSON object of a command.
@@ -30,8 +32,14 @@ pub(crate) fn is_terminal() -> bool {
 /// Columns as wide as they must be, the header in front. Cells of columns in `right` are aligned to the right.
 pub(crate) fn table(header: &[&str], right: &[usize], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
-        cells.chain(header.get(column).map(|cell| cell.chars().count())).max().unwrap_or(0)
+        let cells = rows
+            .iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count());
+        cells
+            .chain(header.get(column).map(|cell| cell.chars().count()))
+            .max()
+            .unwrap_or(0)
     };
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let mut lines = String::new();
@@ -59,7 +67,11 @@ pub(crate) fn table(header: &[&str], right: &[usize], rows: &[Vec<String>]) -> S
 
 /// Names and values below each other.
 pub(crate) fn fields(fields: &[(&str, String)]) -> String {
-    let width = fields.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let width = fields
+        .iter()
+        .map(|(name, _)| name.chars().count())
+        .max()
+        .unwrap_or(0);
     let line = |(name, value): &(&str, String)| format!("{name:width$}  {value}\n");
     fields.iter().map(line).collect()
 }
@@ -119,13 +131,20 @@ pub(crate) fn float(value: u64) -> f64 {
 
 /// Bytes per second as MiB/s; 0 for no time.
 pub(crate) fn mib_per_second(bytes: u64, seconds: f64) -> f64 {
-    if seconds > 0.0 { float(bytes) / seconds / 1_048_576.0 } else { 0.0 }
+    if seconds > 0.0 {
+        float(bytes) / seconds / 1_048_576.0
+    } else {
+        0.0
+    }
 }
 
 /// Hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16).unwrap_or('0');
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+    bytes
+        .iter()
+        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
+        .collect()
 }
 
 /// Sixteen bytes a line, as numbers and as text, with their offsets.
@@ -133,9 +152,21 @@ pub(crate) fn dump(bytes: &[u8], first: u64) -> String {
     let mut lines = String::new();
     for (number, line) in (0_u64..).zip(bytes.chunks(16)) {
         let digits: Vec<String> = line.iter().map(|byte| hex(&[*byte])).collect();
-        let text: String =
-            line.iter().map(|byte| if (0x20..0x7f).contains(byte) { char::from(*byte) } else { '.' }).collect();
-        lines.push_str(&format!("{:08x}  {:47}  {text}\n", first + number * 16, digits.join(" ")));
+        let text: String = line
+            .iter()
+            .map(|byte| {
+                if (0x20..0x7f).contains(byte) {
+                    char::from(*byte)
+                } else {
+                    '.'
+                }
+            })
+            .collect();
+        lines.push_str(&format!(
+            "{:08x}  {:47}  {text}\n",
+            first + number * 16,
+            digits.join(" ")
+        ));
     }
     lines
 }
@@ -143,8 +174,10 @@ pub(crate) fn dump(bytes: &[u8], first: u64) -> String {
 /// A UUID or another identifier in its usual form.
 pub(crate) fn uuid(bytes: &[u8; 16]) -> String {
     let digits = hex(bytes);
-    let parts: Vec<&str> =
-        [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)].iter().filter_map(|(a, b)| digits.get(*a..*b)).collect();
+    let parts: Vec<&str> = [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)]
+        .iter()
+        .filter_map(|(a, b)| digits.get(*a..*b))
+        .collect();
     parts.join("-")
 }
 
@@ -169,8 +202,14 @@ mod tests {
 
     #[test]
     fn tables_align() {
-        let rows = vec![vec!["1".to_owned(), "µs".to_owned(), "x".to_owned()], vec!["200".to_owned(), "ms".to_owned()]];
-        assert_eq!(table(&["N", "UNIT", "REST"], &[0], &rows), "  N  UNIT  REST\n  1  µs    x\n200  ms\n");
+        let rows = vec![
+            vec!["1".to_owned(), "µs".to_owned(), "x".to_owned()],
+            vec!["200".to_owned(), "ms".to_owned()],
+        ];
+        assert_eq!(
+            table(&["N", "UNIT", "REST"], &[0], &rows),
+            "  N  UNIT  REST\n  1  µs    x\n200  ms\n"
+        );
     }
 
     #[test]

@@ -129,8 +129,13 @@ impl End {
     fn start_read(&mut self, number: usize, chunk: &mut Chunk, at: u64) -> Result<bool, Failure> {
         match self {
             Self::File(file, path) => {
-                if let Some(bytes) = chunk.buffer.as_mut().and_then(|buffer| buffer.get_mut(..chunk.len)) {
-                    file.read_exact_at(bytes, at).map_err(|error| Failure::file("read", path, &error))?;
+                if let Some(bytes) = chunk
+                    .buffer
+                    .as_mut()
+                    .and_then(|buffer| buffer.get_mut(..chunk.len))
+                {
+                    file.read_exact_at(bytes, at)
+                        .map_err(|error| Failure::file("read", path, &error))?;
                 }
                 chunk.state = State::Ready;
                 Ok(true)
@@ -160,7 +165,8 @@ impl End {
         match self {
             Self::File(file, path) => {
                 if let Some(bytes) = chunk.buffer.as_ref().and_then(|buffer| buffer.get(..chunk.len)) {
-                    file.write_all_at(bytes, at).map_err(|error| Failure::file("write to", path, &error))?;
+                    file.write_all_at(bytes, at)
+                        .map_err(|error| Failure::file("write to", path, &error))?;
                 }
                 chunk.state = State::Free;
                 Ok(true)
@@ -168,7 +174,10 @@ impl End {
             Self::Blocks(blocks) => {
                 let size = blocks.device.block_size() as usize;
                 let whole = chunk.len / size * size;
-                let rest = chunk.buffer.as_ref().and_then(|buffer| buffer.get(whole..chunk.len));
+                let rest = chunk
+                    .buffer
+                    .as_ref()
+                    .and_then(|buffer| buffer.get(whole..chunk.len));
                 let rest = rest.map_or(Vec::new(), <[u8]>::to_vec);
                 if whole == 0 {
                     chunk.state = State::Free;
@@ -228,9 +237,9 @@ impl End {
                 }
                 Ok(())
             }
-            Self::File(file, path) if flush => {
-                file.sync_all().map_err(|error| Failure::file("make durable", &path, &error))
-            }
+            Self::File(file, path) if flush => file
+                .sync_all()
+                .map_err(|error| Failure::file("make durable", &path, &error)),
             Self::File(..) => Ok(()),
         }
     }
@@ -264,7 +273,9 @@ impl Blocks {
     }
 
     fn poll(&mut self, chunks: &mut [Chunk], next: State, what: &str) -> Result<usize, Failure> {
-        self.queue.poll(&mut self.completed).map_err(homi_initiator::Error::from)?;
+        self.queue
+            .poll(&mut self.completed)
+            .map_err(homi_initiator::Error::from)?;
         let count = self.completed.len();
         let depth = self.queue.depth();
         for Completed { id, completion, data } in self.completed.drain(..) {
@@ -278,11 +289,17 @@ impl Blocks {
             }
             let number = self.chunks.get(id.slot_index(depth)).copied();
             let Some(chunk) = number.and_then(|number| chunks.get_mut(number)) else {
-                return Err(Failure::Failed(format!("{} completed an unknown command {id}", self.device.uri())));
+                return Err(Failure::Failed(format!(
+                    "{} completed an unknown command {id}",
+                    self.device.uri()
+                )));
             };
             chunk.buffer = Buffer::try_from_data(data).ok();
             if chunk.buffer.is_none() {
-                return Err(Failure::Failed(format!("{} kept the memory of command {id}", self.device.uri())));
+                return Err(Failure::Failed(format!(
+                    "{} kept the memory of command {id}",
+                    self.device.uri()
+                )));
             }
             chunk.state = next;
         }
@@ -305,7 +322,11 @@ pub(crate) fn run(
     let total = count.div_ceil(size);
     let mut chunks = Vec::new();
     for _ in 0..total.min(window.chunks.into()) {
-        chunks.push(Chunk { state: State::Free, len: 0, buffer: Some(Buffer::allocate(window.chunk)?) });
+        chunks.push(Chunk {
+            state: State::Free,
+            len: 0,
+            buffer: Some(Buffer::allocate(window.chunk)?),
+        });
     }
     let slots = chunks.len() as u64;
     let slot_of = |number: u64| usize::try_from(number % slots.max(1)).unwrap_or(0);
@@ -339,7 +360,10 @@ pub(crate) fn run(
             }
             match &mut sink {
                 Some(sink) => {
-                    if !sink.end.start_write(number, chunk, sink.at + next_write * size, &mut tail)? {
+                    if !sink
+                        .end
+                        .start_write(number, chunk, sink.at + next_write * size, &mut tail)?
+                    {
                         break;
                     }
                 }

@@ -72,7 +72,8 @@ impl Read {
             disk.read_at(offset + done, &mut piece)?;
             match &mut file {
                 Some((file, path)) => {
-                    file.write_all(&piece).map_err(|error| Failure::file("write to", path, &error))?;
+                    file.write_all(&piece)
+                        .map_err(|error| Failure::file("write to", path, &error))?;
                 }
                 None if self.json => digits.push_str(&output::hex(&piece)),
                 None if dump => output::text(&output::dump(&piece, offset + done))?,
@@ -90,7 +91,12 @@ impl Read {
             return output::json(&object);
         }
         if let Some((_, path)) = file {
-            let _ = writeln!(io::stderr(), "read {} from {uri} to {}", output::size(count), path.display());
+            let _ = writeln!(
+                io::stderr(),
+                "read {} from {uri} to {}",
+                output::size(count),
+                path.display()
+            );
         }
         Ok(())
     }
@@ -100,9 +106,11 @@ impl Read {
 pub(crate) fn first_byte(lba: Option<u64>, offset: Option<u64>, block_size: usize) -> Result<u64, Failure> {
     match lba {
         None => Ok(offset.unwrap_or(0)),
-        Some(lba) => lba
-            .checked_mul(block_size as u64)
-            .ok_or_else(|| Failure::Failed(format!("block {lba} lies beyond any device: use a smaller number"))),
+        Some(lba) => lba.checked_mul(block_size as u64).ok_or_else(|| {
+            Failure::Failed(format!(
+                "block {lba} lies beyond any device: use a smaller number"
+            ))
+        }),
     }
 }
 

@@ -152,7 +152,10 @@ impl Bench {
         let outcome = homi_initiator::bench::run(
             &workload,
             |_| device.queue(QueueOptions::depth(self.depth)),
-            Hooks { allocations: Some(allocations::count), observe: &mut |interval| progress.observe(interval) },
+            Hooks {
+                allocations: Some(allocations::count),
+                observe: &mut |interval| progress.observe(interval),
+            },
         );
         progress.clear();
         let outcome = outcome.inspect_err(|_| self.discard_report())?;
@@ -161,7 +164,11 @@ impl Bench {
             fs::write(path, report::page(&summary, &outcome))
                 .map_err(|error| Failure::file("write the report to", path, &error))?;
         }
-        if self.json { output::json(&summary.json()) } else { output::text(&summary.text()) }
+        if self.json {
+            output::json(&summary.json())
+        } else {
+            output::text(&summary.text())
+        }
     }
 
     /// Leaves no empty report behind.
@@ -175,7 +182,11 @@ impl Bench {
     }
 
     fn access(&self) -> Result<(Order, u8), Failure> {
-        let access = self.rw.unwrap_or(if self.mix.is_some() { Access::Randrw } else { Access::Randread });
+        let access = self.rw.unwrap_or(if self.mix.is_some() {
+            Access::Randrw
+        } else {
+            Access::Randread
+        });
         let (order, fixed) = match access {
             Access::Read => (Order::Sequential, Some(100)),
             Access::Write => (Order::Sequential, Some(0)),
@@ -186,7 +197,8 @@ impl Bench {
         };
         match (fixed, self.mix) {
             (Some(_), Some(_)) => Err(Failure::Usage(
-                "--mix is for both reads and writes: use --rw rw or --rw randrw, or leave --mix out".to_owned(),
+                "--mix is for both reads and writes: use --rw rw or --rw randrw, or leave --mix out"
+                    .to_owned(),
             )),
             (Some(percent), None) => Ok((order, percent)),
             (None, mix) => Ok((order, mix.unwrap_or(50))),
@@ -215,17 +227,24 @@ impl Bench {
             )));
         }
         if read_percent < 100 && device.read_only() {
-            return Err(Failure::Failed(format!("{} is read-only: use --rw read or randread", self.uri)));
+            return Err(Failure::Failed(format!(
+                "{} is read-only: use --rw read or randread",
+                self.uri
+            )));
         }
         let first = whole_blocks("offset", self.offset)?;
-        let rest = device.blocks().checked_sub(first).filter(|rest| *rest > 0).ok_or_else(|| {
-            Failure::Usage(format!(
-                "--offset {} is behind the end of {}, which has {} bytes: use a smaller one",
-                self.offset,
-                self.uri,
-                device.bytes()
-            ))
-        })?;
+        let rest = device
+            .blocks()
+            .checked_sub(first)
+            .filter(|rest| *rest > 0)
+            .ok_or_else(|| {
+                Failure::Usage(format!(
+                    "--offset {} is behind the end of {}, which has {} bytes: use a smaller one",
+                    self.offset,
+                    self.uri,
+                    device.bytes()
+                ))
+            })?;
         let blocks = match self.size {
             None => rest,
             Some(size) => {
@@ -252,7 +271,12 @@ impl Bench {
             Limit::Time(time) => (time / MOST_SAMPLES).max(Duration::from_millis(100)),
             Limit::Ios(_) => Duration::from_millis(100),
         };
-        let mut workload = Workload::new(Range { nsid: device.nsid(), block_size: device.block_size(), first, blocks });
+        let mut workload = Workload::new(Range {
+            nsid: device.nsid(),
+            block_size: device.block_size(),
+            first,
+            blocks,
+        });
         workload.blocks_per_io = blocks_per_io;
         workload.depth = self.depth;
         workload.jobs = usize::from(self.queues);

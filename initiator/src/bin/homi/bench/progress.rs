@@ -76,15 +76,24 @@ impl Progress {
         let what = match (phase, self.limit) {
             (Phase::WarmUp, _) => "warming up".to_owned(),
             (Phase::ReadBack, _) => "reading back".to_owned(),
-            (Phase::Measure, Limit::Time(time)) => format!("{:.0} of {:.0} s", at.as_secs_f64(), time.as_secs_f64()),
+            (Phase::Measure, Limit::Time(time)) => {
+                format!("{:.0} of {:.0} s", at.as_secs_f64(), time.as_secs_f64())
+            }
             (Phase::Measure, Limit::Ios(ios)) => {
-                format!("{:.0} %", output::float(self.done) * 100.0 / output::float(ios.max(1)))
+                format!(
+                    "{:.0} %",
+                    output::float(self.done) * 100.0 / output::float(ios.max(1))
+                )
             }
         };
         let mib = output::mib_per_second((self.reads + self.writes) * self.io_bytes, seconds);
         let mut line = format!("{what:>12}  ");
         if self.reads > 0 && self.writes > 0 {
-            line.push_str(&format!("read {}  write {} IOPS", rate(self.reads), rate(self.writes)));
+            line.push_str(&format!(
+                "read {}  write {} IOPS",
+                rate(self.reads),
+                rate(self.writes)
+            ));
         } else {
             line.push_str(&format!("{} IOPS", rate(self.reads + self.writes)));
         }
@@ -104,7 +113,12 @@ mod tests {
 
     #[test]
     fn the_line_says_how_fast_and_how_far() {
-        let mut workload = Workload::new(Range { nsid: 1, block_size: 4096, first: 0, blocks: 1000 });
+        let mut workload = Workload::new(Range {
+            nsid: 1,
+            block_size: 4096,
+            first: 0,
+            blocks: 1000,
+        });
         workload.limit = Limit::Time(Duration::from_secs(10));
         let mut progress = Progress::new(true, &workload);
         progress.collected = Duration::from_secs(1);

@@ -17,7 +17,10 @@ const STYLE: &str = include_str!("report.css");
 pub(super) fn page(summary: &Summary<'_>, outcome: &Outcome) -> String {
     let mut page = String::from("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n");
     page.push_str("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
-    page.push_str(&format!("<title>homi bench: {}</title>\n", escape(&summary.workload())));
+    page.push_str(&format!(
+        "<title>homi bench: {}</title>\n",
+        escape(&summary.workload())
+    ));
     page.push_str(&format!("<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"));
     page.push_str(&format!(
         "<header>\n<p class=\"over\">Homi Fabrics benchmark</p>\n<h1>{}</h1>\n<p class=\"uri\">{}</p>\n</header>\n",
@@ -31,8 +34,18 @@ pub(super) fn page(summary: &Summary<'_>, outcome: &Outcome) -> String {
     page.push_str(&percentiles(summary));
     page.push_str(&histogram(summary));
     page.push_str("<div class=\"pair\">\n");
-    page.push_str(&section("Cost of an I/O on this machine", "", &[], &table_of(&summary.costs())));
-    page.push_str(&section("Configuration", "", &[], &table_of(&summary.configuration())));
+    page.push_str(&section(
+        "Cost of an I/O on this machine",
+        "",
+        &[],
+        &table_of(&summary.costs()),
+    ));
+    page.push_str(&section(
+        "Configuration",
+        "",
+        &[],
+        &table_of(&summary.configuration()),
+    ));
     page.push_str("</div>\n");
     page.push_str(&format!(
         "<footer>homi {}. Latency counts from handing a command over to seeing its completion.</footer>\n",
@@ -50,13 +63,19 @@ fn tiles(outcome: &Outcome) -> String {
     let time = |quantile: f64| output::nanoseconds(output::float(all.quantile(quantile)));
     let mut tiles = vec![
         ("I/Os per second", output::count(outcome.iops())),
-        ("Throughput", format!("{:.0} MiB/s", output::mib_per_second(outcome.bytes(), seconds))),
+        (
+            "Throughput",
+            format!("{:.0} MiB/s", output::mib_per_second(outcome.bytes(), seconds)),
+        ),
         ("Median latency", time(0.5)),
         ("99th percentile", time(0.99)),
         ("99.99th percentile", time(0.9999)),
     ];
     if outcome.workload.verify {
-        tiles.push(("Blocks verified", output::count(output::float(outcome.blocks_verified))));
+        tiles.push((
+            "Blocks verified",
+            output::count(output::float(outcome.blocks_verified)),
+        ));
     }
     let tiles: String = tiles
         .iter()
@@ -105,26 +124,36 @@ fn results(summary: &Summary<'_>, outcome: &Outcome) -> String {
         );
         cells.push(output::nanoseconds(output::float(latency.max())));
         let cells: String = cells.iter().map(|cell| format!("<td>{cell}</td>")).collect();
-        rows.push_str(&format!("<tr><th><i class=\"{name}\"></i>{name}</th>{cells}</tr>\n"));
+        rows.push_str(&format!(
+            "<tr><th><i class=\"{name}\"></i>{name}</th>{cells}</tr>\n"
+        ));
     }
     if rows.is_empty() {
         return "<p class=\"note\">No I/O completed in the time given.</p>\n".to_owned();
     }
-    format!("<div class=\"wide\"><table class=\"results\">\n<tr><th></th>{header}</tr>\n{rows}</table></div>\n")
+    format!(
+        "<div class=\"wide\"><table class=\"results\">\n<tr><th></th>{header}</tr>\n{rows}</table></div>\n"
+    )
 }
 
 fn table_of(fields: &[(&'static str, String)]) -> String {
     let rows: String = fields
         .iter()
         .map(|(name, value)| {
-            format!("<tr><th><span class=\"capital\">{name}</span></th><td>{}</td></tr>\n", escape(value))
+            format!(
+                "<tr><th><span class=\"capital\">{name}</span></th><td>{}</td></tr>\n",
+                escape(value)
+            )
         })
         .collect();
     format!("<table class=\"fields\">\n{rows}</table>\n")
 }
 
 fn time_axis(outcome: &Outcome) -> Axis {
-    let end = outcome.series.last().map_or(1.0, |sample| sample.at.as_secs_f64());
+    let end = outcome
+        .series
+        .last()
+        .map_or(1.0, |sample| sample.at.as_secs_f64());
     Axis::new(Scale::Linear(0.0, end), "seconds", trimmed)
 }
 
@@ -132,20 +161,33 @@ fn throughput(summary: &Summary<'_>, outcome: &Outcome) -> String {
     let io_bytes = output::float(outcome.workload.io_bytes());
     let title = "I/Os per second over time";
     if outcome.series.len() < 2 {
-        return section(title, "The run was too short, or took no samples, for a plot over time.", &[], "");
+        return section(
+            title,
+            "The run was too short, or took no samples, for a plot over time.",
+            &[],
+            "",
+        );
     }
     let directions = summary.directions();
     let series: Vec<Series> = directions
         .iter()
         .map(|(name, _)| {
             let value = |sample: &homi_initiator::bench::Sample| {
-                let ios = if *name == "read" { sample.reads } else { sample.writes };
+                let ios = if *name == "read" {
+                    sample.reads
+                } else {
+                    sample.writes
+                };
                 rate(ios, sample.length.as_secs_f64())
             };
             Series {
                 class: name,
                 style: Style::Line,
-                points: outcome.series.iter().map(|sample| (sample.at.as_secs_f64(), value(sample))).collect(),
+                points: outcome
+                    .series
+                    .iter()
+                    .map(|sample| (sample.at.as_secs_f64(), value(sample)))
+                    .collect(),
                 notes: outcome
                     .series
                     .iter()
@@ -162,7 +204,11 @@ fn throughput(summary: &Summary<'_>, outcome: &Outcome) -> String {
             }
         })
         .collect();
-    let most = series.iter().flat_map(|series| &series.points).map(|(_, y)| *y).fold(0.0, f64::max);
+    let most = series
+        .iter()
+        .flat_map(|series| &series.points)
+        .map(|(_, y)| *y)
+        .fold(0.0, f64::max);
     let scale = Scale::from_zero(most);
     let iops = Axis::new(scale, "I/Os per second", short_count);
     // The same heights in another unit: every I/O has the same size.
@@ -199,7 +245,10 @@ fn latency_over_time(outcome: &Outcome) -> String {
         .map(|(class, name, value)| Series {
             class,
             style: Style::Line,
-            points: samples.iter().map(|sample| (sample.at.as_secs_f64(), output::float(value(sample)))).collect(),
+            points: samples
+                .iter()
+                .map(|sample| (sample.at.as_secs_f64(), output::float(value(sample))))
+                .collect(),
             notes: samples
                 .iter()
                 .map(|sample| {
@@ -210,7 +259,10 @@ fn latency_over_time(outcome: &Outcome) -> String {
         })
         .collect();
     let values = || series.iter().flat_map(|series| &series.points).map(|(_, y)| *y);
-    let scale = Scale::around(values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max));
+    let scale = Scale::around(
+        values().fold(f64::INFINITY, f64::min),
+        values().fold(0.0, f64::max),
+    );
     let axis = Axis::new(scale, "latency", tick_time);
     let legend: Vec<(&str, &str)> = kinds.iter().map(|(class, name, _)| (*class, *name)).collect();
     let body = plot("Latency over time", &time_axis(outcome), &axis, None, &series);
@@ -219,12 +271,19 @@ fn latency_over_time(outcome: &Outcome) -> String {
 
 fn percentiles(summary: &Summary<'_>) -> String {
     let directions = summary.directions();
-    let most = directions.iter().map(|(_, tally)| tally.latency.count()).max().unwrap_or(0);
+    let most = directions
+        .iter()
+        .map(|(_, tally)| tally.latency.count())
+        .max()
+        .unwrap_or(0);
     if most < 10 {
         return String::new();
     }
     // As many nines as there are I/Os to show them.
-    let decades = (1..=7).take_while(|nines| 10_u64.pow(*nines) <= most).last().unwrap_or(1);
+    let decades = (1..=7)
+        .take_while(|nines| 10_u64.pow(*nines) <= most)
+        .last()
+        .unwrap_or(1);
     let series: Vec<Series> = directions
         .iter()
         .map(|(name, tally)| {
@@ -234,24 +293,44 @@ fn percentiles(summary: &Summary<'_>) -> String {
             Series {
                 class: name,
                 style: Style::Line,
-                points: points.iter().map(|point| (place(*point), value(*point))).collect(),
+                points: points
+                    .iter()
+                    .map(|point| (place(*point), value(*point)))
+                    .collect(),
                 notes: points
                     .iter()
                     .map(|point| {
                         let percent = 100.0 - 100.0 * 10_f64.powf(-place(*point));
-                        format!("{} % of {name}s within {}", nines(percent), output::nanoseconds(value(*point)))
+                        format!(
+                            "{} % of {name}s within {}",
+                            nines(percent),
+                            output::nanoseconds(value(*point))
+                        )
                     })
                     .collect(),
             }
         })
         .collect();
     let values = || series.iter().flat_map(|series| &series.points).map(|(_, y)| *y);
-    let scale = Scale::around(values().fold(f64::INFINITY, f64::min).max(1.0), values().fold(0.0, f64::max));
-    let mut ticks = vec![(0.0, "0 %".to_owned()), (0.5_f64.recip().log10(), "50 %".to_owned())];
+    let scale = Scale::around(
+        values().fold(f64::INFINITY, f64::min).max(1.0),
+        values().fold(0.0, f64::max),
+    );
+    let mut ticks = vec![
+        (0.0, "0 %".to_owned()),
+        (0.5_f64.recip().log10(), "50 %".to_owned()),
+    ];
     for nines_shown in 1..=decades {
-        ticks.push((f64::from(nines_shown), format!("{} %", nines(100.0 - 100.0 * 0.1_f64.powi(to_i32(nines_shown))))));
+        ticks.push((
+            f64::from(nines_shown),
+            format!("{} %", nines(100.0 - 100.0 * 0.1_f64.powi(to_i32(nines_shown)))),
+        ));
     }
-    let x = Axis { scale: Scale::Linear(0.0, f64::from(decades)), ticks, title: "share of all I/Os" };
+    let x = Axis {
+        scale: Scale::Linear(0.0, f64::from(decades)),
+        ticks,
+        title: "share of all I/Os",
+    };
     let y = Axis::new(scale, "latency", tick_time);
     let legend: Vec<(&str, &str)> = directions.iter().map(|(name, _)| (*name, *name)).collect();
     section(
@@ -264,8 +343,18 @@ fn percentiles(summary: &Summary<'_>) -> String {
 
 fn histogram(summary: &Summary<'_>) -> String {
     let directions = summary.directions();
-    let least = directions.iter().map(|(_, tally)| tally.latency.min()).min().unwrap_or(0).max(1);
-    let most = directions.iter().map(|(_, tally)| tally.latency.max()).max().unwrap_or(0).max(1);
+    let least = directions
+        .iter()
+        .map(|(_, tally)| tally.latency.min())
+        .min()
+        .unwrap_or(0)
+        .max(1);
+    let most = directions
+        .iter()
+        .map(|(_, tally)| tally.latency.max())
+        .max()
+        .unwrap_or(0)
+        .max(1);
     if directions.is_empty() {
         return String::new();
     }
@@ -284,30 +373,60 @@ fn histogram(summary: &Summary<'_>) -> String {
         .map(|(name, tally)| {
             let mut counts = vec![0_u64; edges.len()];
             for (value, count) in tally.latency.counts() {
-                let bar = edges.partition_point(|edge| *edge <= output::float(value)).saturating_sub(1);
+                let bar = edges
+                    .partition_point(|edge| *edge <= output::float(value))
+                    .saturating_sub(1);
                 if let Some(sum) = counts.get_mut(bar) {
                     *sum += count;
                 }
             }
-            let share = |count: u64| output::float(count) * 100.0 / output::float(tally.latency.count().max(1));
+            let share =
+                |count: u64| output::float(count) * 100.0 / output::float(tally.latency.count().max(1));
+            // From the first bar that has anything to the end of the last one.
+            let mut points: Vec<(f64, f64)> = edges
+                .iter()
+                .zip(&counts)
+                .map(|(edge, count)| (*edge, share(*count)))
+                .collect();
+            let last = counts.iter().rposition(|count| *count > 0).unwrap_or(0);
+            let end = edges.get(last + 1).copied().unwrap_or(to);
+            points.truncate(last + 1);
+            points.push((end, 0.0));
+            let first = counts.iter().position(|count| *count > 0).unwrap_or(0);
+            points.drain(..first);
             Series {
                 class: name,
                 style: Style::Steps,
-                points: edges.iter().zip(&counts).map(|(edge, count)| (*edge, share(*count))).collect(),
+                points,
                 notes: Vec::new(),
             }
         })
         .collect();
-    let tallest = series.iter().flat_map(|series| &series.points).map(|(_, y)| *y).fold(0.0, f64::max);
+    let tallest = series
+        .iter()
+        .flat_map(|series| &series.points)
+        .map(|(_, y)| *y)
+        .fold(0.0, f64::max);
     let x = Axis::new(scale, "latency", tick_time);
-    let y = Axis::new(Scale::from_zero(tallest), "share of I/Os", |value| format!("{} %", trimmed(value)));
+    let y = Axis::new(Scale::from_zero(tallest), "share of I/Os", |value| {
+        format!("{} %", trimmed(value))
+    });
     let legend: Vec<(&str, &str)> = directions.iter().map(|(name, _)| (*name, *name)).collect();
-    section("Distribution of latency", "", &legend, &plot("Distribution of latency", &x, &y, None, &series))
+    section(
+        "Distribution of latency",
+        "",
+        &legend,
+        &plot("Distribution of latency", &x, &y, None, &series),
+    )
 }
 
 /// A percentage with as many nines as it has.
 fn nines(percent: f64) -> String {
-    let digits = if percent < 99.0 { 0 } else { to_usize((2.0 - (100.0 - percent).log10()).round()).saturating_sub(2) };
+    let digits = if percent < 99.0 {
+        0
+    } else {
+        to_usize((2.0 - (100.0 - percent).log10()).round()).saturating_sub(2)
+    };
     format!("{percent:.digits$}")
 }
 
@@ -343,5 +462,27 @@ fn to_i32(value: u32) -> i32 {
 
 /// A small number of digits, from 0 to 9.
 fn to_usize(value: f64) -> usize {
-    (0_usize..10).rev().find(|digits| output::float(*digits as u64) <= value).unwrap_or(0)
+    (0_usize..10)
+        .rev()
+        .find(|digits| output::float(*digits as u64) <= value)
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_as_many_digits_as_they_need() {
+        assert_eq!(nines(0.0), "0");
+        assert_eq!(nines(90.0), "90");
+        assert_eq!(nines(99.0), "99");
+        assert_eq!(nines(99.9), "99.9");
+        assert_eq!(nines(99.999), "99.999");
+        assert_eq!(trimmed(2.50), "2.5");
+        assert_eq!(short_count(400_000.0), "400k");
+        assert_eq!(short_count(1_250_000.0), "1.25M");
+        assert_eq!(tick_time(20_000.0), "20 µs");
+        assert_eq!(tick_time(5e6), "5 ms");
+    }
 }

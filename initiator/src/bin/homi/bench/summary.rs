@@ -31,7 +31,12 @@ impl<'a> Summary<'a> {
             Some(info) => format!("{} {}, firmware {}", info.model, info.serial, info.firmware),
             None => "this machine".to_owned(),
         };
-        Self { uri: uri.to_string(), device, outcome, report: report.map(Path::to_path_buf) }
+        Self {
+            uri: uri.to_string(),
+            device,
+            outcome,
+            report: report.map(Path::to_path_buf),
+        }
     }
 
     /// One line that says what was done.
@@ -50,7 +55,11 @@ impl<'a> Summary<'a> {
             1 => "1 queue".to_owned(),
             jobs => format!("{jobs} queues"),
         };
-        format!("{} {order} {what}, depth {}, {queues}", output::size(workload.io_bytes()), self.outcome.depth)
+        format!(
+            "{} {order} {what}, depth {}, {queues}",
+            output::size(workload.io_bytes()),
+            self.outcome.depth
+        )
     }
 
     /// Names and values of everything that was chosen.
@@ -70,13 +79,24 @@ impl<'a> Summary<'a> {
                 ),
             ),
             ("Workload", self.workload()),
-            ("Limit", match workload.limit {
-                Limit::Time(time) => format!("{} s", time.as_secs_f64()),
-                Limit::Ios(ios) => format!("{ios} I/Os"),
-            }),
+            (
+                "Limit",
+                match workload.limit {
+                    Limit::Time(time) => format!("{} s", time.as_secs_f64()),
+                    Limit::Ios(ios) => format!("{ios} I/Os"),
+                },
+            ),
             ("Warm-up", format!("{} s", workload.warmup.as_secs_f64())),
             ("Seed", workload.seed.to_string()),
-            ("Verified", if workload.verify { "every stamped block" } else { "no" }.to_owned()),
+            (
+                "Verified",
+                if workload.verify {
+                    "every stamped block"
+                } else {
+                    "no"
+                }
+                .to_owned(),
+            ),
         ];
         if workload.fua {
             fields.push(("Writes", "Force Unit Access".to_owned()));
@@ -111,10 +131,16 @@ impl<'a> Summary<'a> {
             costs.push(("system calls per I/O", format!("{:.3}", outcome.per_io(calls))));
         }
         if let Some(counters) = outcome.counters {
-            costs.push(("payload copies per I/O", format!("{:.3}", outcome.per_io(counters.copies))));
+            costs.push((
+                "payload copies per I/O",
+                format!("{:.3}", outcome.per_io(counters.copies)),
+            ));
         }
         if let Some(allocations) = outcome.allocations {
-            costs.push(("heap allocations per I/O", format!("{:.3}", outcome.per_io(allocations))));
+            costs.push((
+                "heap allocations per I/O",
+                format!("{:.3}", outcome.per_io(allocations)),
+            ));
         }
         costs
     }
@@ -158,12 +184,19 @@ impl<'a> Summary<'a> {
         if rows.is_empty() {
             text.push_str("no I/O completed in the time given: use a longer --time\n");
         }
-        let costs: Vec<String> = self.costs().into_iter().map(|(name, value)| format!("{name} {value}")).collect();
+        let costs: Vec<String> = self
+            .costs()
+            .into_iter()
+            .map(|(name, value)| format!("{name} {value}"))
+            .collect();
         text.push_str(&format!("\n{}\n", costs.join(", ")));
         if outcome.workload.verify {
             text.push_str(&format!("verified {} blocks", outcome.blocks_verified));
             if outcome.blocks_unchecked > 0 {
-                text.push_str(&format!("; {} were read before this run wrote them", outcome.blocks_unchecked));
+                text.push_str(&format!(
+                    "; {} were read before this run wrote them",
+                    outcome.blocks_unchecked
+                ));
             }
             text.push('\n');
         }
@@ -282,7 +315,11 @@ fn latency(latency: &Latency) -> Value {
 }
 
 pub(super) fn rate(ios: u64, seconds: f64) -> f64 {
-    if seconds > 0.0 { output::float(ios) / seconds } else { 0.0 }
+    if seconds > 0.0 {
+        output::float(ios) / seconds
+    } else {
+        0.0
+    }
 }
 
 fn per_io(outcome: &Outcome, value: f64) -> f64 {

@@ -9,7 +9,7 @@ const LEFT: f64 = 74.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 46.0;
 /// Room at the right, with and without a second axis.
-const RIGHT_PLAIN: f64 = 18.0;
+const RIGHT_PLAIN: f64 = 34.0;
 const RIGHT_AXIS: f64 = 74.0;
 
 /// How numbers become positions.
@@ -24,7 +24,7 @@ pub(super) enum Scale {
 impl Scale {
     /// A linear scale from zero to a round number not below `most`.
     pub(super) fn from_zero(most: f64) -> Self {
-        let step = round_step(most / 5.0);
+        let step = round_step(most / 8.0);
         Self::Linear(0.0, ((most * 1.02 / step).ceil() * step).max(step))
     }
 
@@ -34,12 +34,16 @@ impl Scale {
         let most = most.max(least);
         let below = |value: f64| {
             let decade = 10_f64.powf(value.log10().floor());
-            let factor = [5.0, 2.0, 1.0].into_iter().find(|factor| factor * decade <= value * 1.000_001);
+            let factor = [5.0, 2.0, 1.0]
+                .into_iter()
+                .find(|factor| factor * decade <= value * 1.000_001);
             factor.unwrap_or(1.0) * decade
         };
         let above = |value: f64| {
             let decade = 10_f64.powf(value.log10().floor());
-            let factor = [1.0, 2.0, 5.0, 10.0].into_iter().find(|factor| factor * decade >= value * 0.999_999);
+            let factor = [1.0, 2.0, 5.0, 10.0]
+                .into_iter()
+                .find(|factor| factor * decade >= value * 0.999_999);
             factor.unwrap_or(10.0) * decade
         };
         let (from, to) = (below(least), above(most));
@@ -52,14 +56,18 @@ impl Scale {
             Self::Linear(from, to) => (value - from) / (to - from),
             Self::Log(from, to) => (value.max(from).ln() - from.ln()) / (to.ln() - from.ln()),
         };
-        if position.is_finite() { position.clamp(0.0, 1.0) } else { 0.0 }
+        if position.is_finite() {
+            position.clamp(0.0, 1.0)
+        } else {
+            0.0
+        }
     }
 
     /// Round numbers along the scale.
     pub(super) fn ticks(self) -> Vec<f64> {
         match self {
             Self::Linear(from, to) => {
-                let step = round_step((to - from) / 5.0);
+                let step = round_step((to - from) / 8.0);
                 let mut ticks = Vec::new();
                 let mut tick = (from / step).ceil() * step;
                 while tick <= to + step * 1e-6 && ticks.len() < 20 {
@@ -70,7 +78,11 @@ impl Scale {
             }
             Self::Log(from, to) => {
                 // Few decades have room for steps between them.
-                let factors: &[f64] = if to / from <= 1e3 { &[1.0, 2.0, 5.0] } else { &[1.0] };
+                let factors: &[f64] = if to / from <= 2e4 {
+                    &[1.0, 2.0, 5.0]
+                } else {
+                    &[1.0]
+                };
                 let mut ticks = Vec::new();
                 let mut decade = 10_f64.powf(from.log10().floor());
                 while decade <= to * 1.000_001 && ticks.len() < 40 {
@@ -90,7 +102,9 @@ fn round_step(step: f64) -> f64 {
         return 1.0;
     }
     let decade = 10_f64.powf(step.log10().floor());
-    let factor = [1.0, 2.0, 5.0, 10.0].into_iter().find(|factor| factor * decade >= step * 0.999_999);
+    let factor = [1.0, 2.0, 5.0, 10.0]
+        .into_iter()
+        .find(|factor| factor * decade >= step * 0.999_999);
     factor.unwrap_or(10.0) * decade
 }
 
@@ -105,7 +119,15 @@ pub(super) struct Axis {
 impl Axis {
     /// An axis marked at round numbers.
     pub(super) fn new(scale: Scale, title: &'static str, label: impl Fn(f64) -> String) -> Self {
-        Self { scale, ticks: scale.ticks().into_iter().map(|tick| (tick, label(tick))).collect(), title }
+        Self {
+            scale,
+            ticks: scale
+                .ticks()
+                .into_iter()
+                .map(|tick| (tick, label(tick)))
+                .collect(),
+            title,
+        }
     }
 }
 
@@ -155,7 +177,12 @@ pub(super) fn plot(label: &str, x: &Axis, y: &Axis, right: Option<&Axis>, series
         words(out, "tick middle", (x, end_y + 18.0), text);
     }
     line(out, "axis", (LEFT, end_y), (end_x, end_y));
-    words(out, "title middle", (LEFT + plot_width / 2.0, HEIGHT - 6.0), x.title);
+    words(
+        out,
+        "title middle",
+        (LEFT + plot_width / 2.0, HEIGHT - 6.0),
+        x.title,
+    );
     turned(out, (14.0, TOP + plot_height / 2.0), y.title);
     if let Some(right) = right {
         turned(out, (WIDTH - 8.0, TOP + plot_height / 2.0), right.title);
@@ -178,7 +205,10 @@ pub(super) fn plot(label: &str, x: &Axis, y: &Axis, right: Option<&Axis>, series
             if height < end_y {
                 push(&mut path, format_args!("H{end_x:.1}V{end_y:.1}"));
             }
-            push(out, format_args!("<path class=\"area {class}\" d=\"{path}Z\"/>\n"));
+            push(
+                out,
+                format_args!("<path class=\"area {class}\" d=\"{path}Z\"/>\n"),
+            );
         }
         push(out, format_args!("<path class=\"line {class}\" d=\"{path}\"/>\n"));
         for ((x, y), note) in series.points.iter().zip(&series.notes) {
@@ -210,7 +240,12 @@ fn line(out: &mut String, class: &str, from: (f64, f64), to: (f64, f64)) {
 fn words(out: &mut String, class: &str, at: (f64, f64), text: &str) {
     push(
         out,
-        format_args!("<text class=\"{class}\" x=\"{:.1}\" y=\"{:.1}\">{}</text>\n", at.0, at.1, escape(text)),
+        format_args!(
+            "<text class=\"{class}\" x=\"{:.1}\" y=\"{:.1}\">{}</text>\n",
+            at.0,
+            at.1,
+            escape(text)
+        ),
     );
 }
 
@@ -257,7 +292,9 @@ mod tests {
 
     #[test]
     fn linear_scales_are_round_and_start_at_zero() {
-        let Scale::Linear(from, to) = Scale::from_zero(437_000.0) else { panic!("linear") };
+        let Scale::Linear(from, to) = Scale::from_zero(437_000.0) else {
+            panic!("linear")
+        };
         assert!(close(from, 0.0) && close(to, 500_000.0), "{from} {to}");
         assert!(matches!(Scale::from_zero(0.0), Scale::Linear(_, to) if to > 0.0));
         assert!(Scale::from_zero(437_000.0).ticks().len() >= 4);
@@ -267,8 +304,13 @@ mod tests {
     fn logarithmic_scales_enclose_and_have_ticks() {
         for (least, most) in [(17.0, 430.0), (1.0, 1.0), (3.0e3, 9.0e8), (0.0, 0.0)] {
             let scale = Scale::around(least, most);
-            let Scale::Log(from, to) = scale else { panic!("logarithmic") };
-            assert!(from <= f64::max(least, 1e-3) * 1.001 && to * 1.001 >= most && from < to, "{from} {to}");
+            let Scale::Log(from, to) = scale else {
+                panic!("logarithmic")
+            };
+            assert!(
+                from <= f64::max(least, 1e-3) * 1.001 && to * 1.001 >= most && from < to,
+                "{from} {to}"
+            );
             let ticks = scale.ticks();
             assert!(ticks.len() >= 2 && ticks.len() < 40, "{least} {most}: {ticks:?}");
             assert!(ticks.iter().all(|tick| (from * 0.99..=to * 1.01).contains(tick)));
@@ -285,7 +327,13 @@ mod tests {
             points: vec![(0.0, 1.0), (5.0, 7.0), (10.0, f64::NAN)],
             notes: vec!["a < b".to_owned()],
         };
-        let svg = plot("x", &axis("a"), &axis("b"), Some(&axis("c")), &[series(Style::Line), series(Style::Steps)]);
+        let svg = plot(
+            "x",
+            &axis("a"),
+            &axis("b"),
+            Some(&axis("c")),
+            &[series(Style::Line), series(Style::Steps)],
+        );
         assert_eq!(svg.matches("<path").count(), 3);
         assert!(svg.contains("a &lt; b") && !svg.contains("NaN"));
     }
