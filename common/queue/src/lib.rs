@@ -6,7 +6,7 @@
 //! - [`Region`], [`Data`], [`Buffer`] — memory registered once, parts of it lent to operations, bring-your-own buffers.
 //! - [`Iova`], [`BusAddress`], [`RemoteKey`] — the same memory as devices and peers address it.
 //! - [`SubmissionRing`], [`CompletionRing`] — the arithmetic of queues in memory.
-//! - [`PrpRules`] — a transfer as a command's data pointer, written and read back; [`ListMemory`] holds the lists.
+//! - [`PrpRules`], [`SglRules`] — a transfer as a command's data pointer, written and read back; [`ListMemory`] holds the lists.
 //! - [`GatherList`] — bytes and memory to be sent as one batch.
 //!
 //! There is no I/O and no clock here. The only unsafe code is in [`memory`], which owns allocations and copies
@@ -21,6 +21,7 @@ pub mod memory;
 pub mod prp;
 pub mod queue;
 pub mod ring;
+pub mod sgl;
 pub mod slots;
 
 pub use address::{AddressOverflow, BusAddress, Iova, IovaRange, RemoteAddress, RemoteKey, Unmapped};
@@ -31,4 +32,5 @@ pub use memory::{Budget, Buffer, Data, MemoryError, Region, Segment};
 pub use prp::{PageSize, Prp, PrpBuildError, PrpRules, PrpWalkError};
 pub use queue::{Completed, LostReason, Queue, QueueFull, QueueLost, Undelivered, Wait};
 pub use ring::{CompletionRing, HeadError, RingFull, RingSizeError, SubmissionRing};
+pub use sgl::{NoSgls, SglBuildError, SglPart, SglRules, SglWalkError};
 pub use slots::{CommandId, Slot, Slots, StaleCommand};

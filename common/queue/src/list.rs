@@ -1,7 +1,7 @@
 //! Memory for what a command's data pointer refers to when it cannot hold it: PRP lists and SGL segments.
 //!
-//! A driver keeps such memory per command slot, mapped for the device; the builders ([`PrpRules`](crate::PrpRules) and
-//! others) write into it block by block through [`ListMemory`].
+//! A driver keeps such memory per command slot, mapped for the device; [`PrpRules`](crate::PrpRules) and
+//! [`SglRules`](crate::SglRules) write into it block by block through [`ListMemory`].
 
 use crate::address::{AddressOverflow, Iova, IovaRange};
 use crate::memory::{MemoryError, Segment};
