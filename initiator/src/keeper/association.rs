@@ -516,8 +516,9 @@ impl Association {
                 drop(reply.send(Err(reason.clone())));
             }
         }
+        // A connection that broke meanwhile is as disconnected as it can be.
         if let Some(Ending { confirmed, reply, .. }) = self.ending.take()
-            && reply.send(confirmed).is_err()
+            && reply.send(confirmed || reason != LostReason::Local).is_err()
         {
             tracing::trace!(controller = %self.name, "nobody waits for the disconnect any more");
         }
