@@ -77,6 +77,7 @@ impl QueueState {
     /// # Errors
     /// The status of a command that has no business on this queue: anything but Connect before Connect, and Connect
     /// after it (Base 2.0 §3.3.2.2).
+    #[inline]
     pub fn route(&self, sqe: &Sqe) -> Result<Route, Status> {
         let connect = sqe.fabrics_type() == Some(FabricsType::CONNECT);
         match self.role {
@@ -111,6 +112,7 @@ impl QueueState {
     }
 
     /// The completion of a command. Every field that says nothing is zero.
+    #[inline]
     pub fn complete(&mut self, status: Status, dw0: u32, dw1: u32, cid: u16) -> Cqe {
         let mut cqe = Cqe::new(cid).with_status(status);
         cqe.dw0 = U32::new(dw0);

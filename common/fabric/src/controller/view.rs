@@ -79,6 +79,7 @@ impl<T> Cached<T> {
     }
 
     /// Takes over a newer value if there is one, and says whether there was.
+    #[inline]
     pub fn refresh(&mut self) -> bool {
         if self.source.generation.load(Ordering::Relaxed) == self.generation {
             return false;
@@ -97,6 +98,7 @@ impl<T> Cached<T> {
 impl<T> Deref for Cached<T> {
     type Target = T;
 
+    #[inline]
     fn deref(&self) -> &T {
         &self.value
     }
@@ -141,12 +143,14 @@ impl NamespaceTable {
 
     /// The namespace at an index that [`NamespaceTable::find`] gave.
     #[must_use]
+    #[inline]
     pub fn get(&self, index: usize) -> Option<&NamespaceEntry> {
         self.entries.get(index)
     }
 
     /// The index of a namespace. Takes one look where identifiers count up from 1, as they mostly do.
     #[must_use]
+    #[inline]
     pub fn find(&self, nsid: u32) -> Option<usize> {
         let guess = usize::try_from(nsid.wrapping_sub(1)).unwrap_or(usize::MAX);
         if self.entries.get(guess).is_some_and(|entry| entry.nsid == nsid) {
@@ -201,18 +205,21 @@ impl Totals {
 
 impl QueueCounters {
     /// Counts a Read, Compare or Verify of this many bytes that succeeded.
+    #[inline]
     pub fn read(&self, bytes: u64) {
         Self::add(&self.reads, 1);
         Self::add(&self.bytes_read, bytes);
     }
 
     /// Counts a Write of this many bytes that succeeded.
+    #[inline]
     pub fn write(&self, bytes: u64) {
         Self::add(&self.writes, 1);
         Self::add(&self.bytes_written, bytes);
     }
 
     /// Counts any other command, and every command that failed.
+    #[inline]
     pub fn other(&self) {
         Self::add(&self.others, 1);
     }
@@ -353,12 +360,14 @@ impl QueueView {
     /// Whether the controller executes commands of the NVM command set: it is enabled, not shutting down and not
     /// failed. Where not, an I/O command gets [`Status::COMMAND_SEQUENCE_ERROR`].
     #[must_use]
+    #[inline]
     pub fn enabled(&self) -> bool {
         self.shared.enabled.load(Ordering::Relaxed)
     }
 
     /// What [`super::io::parse`] holds commands to, as it stands now.
     #[must_use]
+    #[inline]
     pub fn limits(&self) -> IoLimits {
         IoLimits {
             max_transfer: self.max_transfer,
@@ -380,6 +389,7 @@ impl QueueView {
 
     /// What the queue did: feeds the health log and the keep-alive timer.
     #[must_use]
+    #[inline]
     pub fn counters(&self) -> &QueueCounters {
         &self.counters
     }
