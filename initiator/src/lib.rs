@@ -23,6 +23,8 @@ mod keeper;
 mod link;
 mod pool;
 
+#[cfg(feature = "tokio")]
+pub mod asynchronous;
 #[cfg(feature = "bench")]
 pub mod bench;
 pub mod blocking;
@@ -38,6 +40,8 @@ pub mod stream;
 pub mod tcp;
 pub mod uri;
 
+#[cfg(feature = "tokio")]
+pub use asynchronous::{AsyncQueue, OperationLost};
 pub use blocking::{Blocking, wait_for_completions};
 pub use controller::{AdminReply, Controller, ControllerEvent, ControllerStatus};
 pub use device::{AnyQueue, Device};

@@ -155,6 +155,7 @@ impl Fake {
                         world,
                         qid: 0,
                         pending_events: Vec::new(),
+                        held_back: false,
                         backlog: VecDeque::new(),
                     };
                     // Ends with the host closing, or with what a script does to the stream.
@@ -195,6 +196,8 @@ pub(crate) struct Connection {
     pub(crate) qid: u16,
     /// Ids of Asynchronous Event Requests held.
     pub(crate) pending_events: Vec<u16>,
+    /// For scripts.
+    pub(crate) held_back: bool,
     /// Capsules that came while the data of an earlier one was waited for.
     backlog: VecDeque<(PduHeader, Vec<u8>)>,
 }
