@@ -512,6 +512,34 @@ fn benchmarks_end_in_time_and_say_what_came_of_it() {
 }
 
 #[test]
+fn an_interrupted_benchmark_says_what_came_of_it() {
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+    let child = Command::new(env!("CARGO_BIN_EXE_homi"))
+        .args([
+            "bench",
+            "ram://8M",
+            "--time",
+            "1h",
+            "--interval",
+            "20ms",
+            "--json",
+        ])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Long enough to have started on a busy machine; before that the signal would end the process, and the test would say so.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{:?} {}", output.status, stderr(&output));
+    let object: Value = serde_json::from_str(stdout(&output)).unwrap();
+    assert_eq!(object["stopped_early"], true);
+    assert!(object["ios"].as_u64().unwrap() > 0);
+}
+
+#[test]
 fn benchmarks_verify_what_they_write_and_find_what_changed() {
     let folder = Folder::new("verify");
     let device = folder.device("disk", 1 << 20);

@@ -3,6 +3,7 @@
 use std::collections::hash_map::RandomState;
 use std::error::Error;
 use std::hash::{BuildHasher, Hasher};
+use std::ops::ControlFlow;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -22,12 +23,17 @@ use super::{BenchError, BenchQueue};
 /// How long the threads have to hand in their histograms at the end of an interval.
 const FOLD_TIME: Duration = Duration::from_millis(2);
 
-/// What the caller of [`run`] wants to know and can tell.
+/// What the caller of [`run`] is told at the end of every interval. Its answer says whether to go on; the run ends early, as if
+/// its limit were reached, with [`ControlFlow::Break`].
+pub type Observer<'a> = dyn FnMut(&Interval<'_>) -> ControlFlow<()> + 'a;
+
+/// What the caller of [`run`] wants to know and can tell; nothing by default.
+#[derive(Default)]
 pub struct Hooks<'a> {
     /// How many heap allocations the calling thread has made so far, if the process counts them.
     pub allocations: Option<fn() -> u64>,
-    /// Called at the end of every interval.
-    pub observe: &'a mut dyn FnMut(&Interval<'_>),
+    /// Called at the end of every interval, if there are intervals.
+    pub observe: Option<&'a mut Observer<'a>>,
 }
 
 /// What the engine tells the threads, in one word: the phase in the low three bits, and a count of folds above.
@@ -261,7 +267,7 @@ where
             workload,
             shared: &shared,
             lanes: &lanes,
-            observe: &mut *hooks.observe,
+            observe: hooks.observe,
         };
         let measured = engine.conduct();
         let mut total = Report::default();
@@ -319,16 +325,17 @@ struct Measured {
     series: Vec<Sample>,
     user_time: Duration,
     system_time: Duration,
+    stopped_early: bool,
 }
 
-struct Engine<'a> {
+struct Engine<'a, 'o> {
     workload: &'a Workload,
     shared: &'a Shared,
     lanes: &'a [Lane],
-    observe: &'a mut dyn FnMut(&Interval<'_>),
+    observe: Option<&'o mut Observer<'o>>,
 }
 
-impl Engine<'_> {
+impl Engine<'_, '_> {
     /// Leads the threads through all phases.
     fn conduct(&mut self) -> Measured {
         let jobs = self.workload.jobs;
@@ -352,6 +359,10 @@ impl Engine<'_> {
             self.watch(Phase::WarmUp, Some(deadline), &mut measured, |progress| {
                 progress.ended > 0
             });
+        }
+        if measured.stopped_early {
+            self.shared.enter(Control::ABORT);
+            return measured;
         }
         let before = cpu_time();
         self.shared.enter(Control::MEASURE);
@@ -424,11 +435,17 @@ impl Engine<'_> {
                 if phase == Phase::Measure {
                     measured.series.push(sample);
                 }
-                (self.observe)(&Interval {
+                let seen = Interval {
                     phase,
                     sample,
                     latency: &latency,
-                });
+                };
+                let answer = self.observe.as_mut().map(|observe| observe(&seen));
+                // What was written is read back to the end, or nothing could be said about it.
+                if answer.is_some_and(|answer| answer.is_break()) && phase != Phase::ReadBack {
+                    measured.stopped_early = true;
+                    return;
+                }
             }
             if over {
                 return;
@@ -488,6 +505,7 @@ fn outcome(workload: &Workload, total: Report, measured: Measured) -> Outcome {
         allocations: total.allocations,
         counters: total.counters,
         sleeps: total.sleeps,
+        stopped_early: measured.stopped_early,
         blocks_verified: total.blocks_verified,
         blocks_unchecked: total.blocks_unchecked,
     }

@@ -30,7 +30,7 @@ use homi_queue::{CommandId, LostReason, MemoryError, Queue, Wait};
 use homi_spec::Status;
 use nix::errno::Errno;
 
-pub use engine::{Hooks, run};
+pub use engine::{Hooks, Observer, run};
 pub use stats::{Interval, Latency, Outcome, Phase, Sample, Tally};
 pub use workload::{Limit, MAX_BUFFERS, MAX_VERIFIED_UNITS, Order, Range, Workload, WorkloadError};
 

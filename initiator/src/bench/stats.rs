@@ -187,6 +187,8 @@ pub struct Outcome {
     pub counters: Option<Counters>,
     /// How often threads went to sleep because there was nothing to do: one system call each.
     pub sleeps: u64,
+    /// Whether the observer ended the run before its limit.
+    pub stopped_early: bool,
     /// Logical blocks whose stamp was checked, those read back included.
     pub blocks_verified: u64,
     /// Logical blocks that were read but not checked, because this run had not written them.

@@ -1,6 +1,7 @@
 //! The engine on a queue in memory that can be told to misbehave.
 
 use std::convert::Infallible;
+use std::ops::ControlFlow;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -192,14 +193,7 @@ impl BenchQueue for MemoryQueue {}
 
 fn run_on(memory: &Arc<Memory>, workload: &Workload, fault: Fault) -> Result<Outcome, BenchError> {
     let open = |_| Ok::<_, Infallible>(MemoryQueue::new(memory, workload.depth, fault));
-    run(
-        workload,
-        open,
-        Hooks {
-            allocations: None,
-            observe: &mut |_| {},
-        },
-    )
+    run(workload, open, Hooks::default())
 }
 
 fn workload(memory: &Memory, ios: u64) -> Workload {
@@ -253,13 +247,14 @@ fn a_time_limit_ends_the_run_and_samples_are_taken() {
         assert_eq!(interval.phase, Phase::Measure);
         assert_eq!(interval.latency.count() > 0, interval.sample.max > 0);
         seen += interval.sample.reads;
+        ControlFlow::Continue(())
     };
     let outcome = run(
         &workload,
         open,
         Hooks {
             allocations: None,
-            observe: &mut observe,
+            observe: Some(&mut observe),
         },
     )
     .unwrap();
@@ -416,15 +411,7 @@ fn a_queue_that_cannot_be_opened_ends_the_run() {
         }
         Ok(MemoryQueue::new(&memory, 8, Fault::None))
     };
-    let error = run(
-        &workload,
-        open,
-        Hooks {
-            allocations: None,
-            observe: &mut |_| {},
-        },
-    )
-    .unwrap_err();
+    let error = run(&workload, open, Hooks::default()).unwrap_err();
     assert_eq!(error.to_string(), "no such queue");
     assert!(*failed.lock().unwrap());
     assert_eq!(memory.reads.load(Relaxed), 0);
@@ -444,4 +431,38 @@ fn the_same_seed_does_the_same() {
     };
     assert_eq!(contents(7), contents(7));
     assert_ne!(contents(7).1, contents(8).1);
+}
+
+#[test]
+fn an_observer_can_end_the_run_early() {
+    let memory = Memory::new(100);
+    let mut workload = workload(&memory, 1);
+    workload.limit = Limit::Time(Duration::from_secs(3600));
+    workload.interval = Some(Duration::from_millis(10));
+    workload.verify = true;
+    workload.read_percent = 0;
+    let mut left = 3;
+    let mut observe = |_: &Interval<'_>| {
+        left -= 1;
+        if left > 0 {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    };
+    let open = |_| Ok::<_, Infallible>(MemoryQueue::new(&memory, 8, Fault::None));
+    let outcome = run(
+        &workload,
+        open,
+        Hooks {
+            allocations: None,
+            observe: Some(&mut observe),
+        },
+    )
+    .unwrap();
+    assert!(outcome.stopped_early && outcome.writes.ios > 0);
+    assert!(
+        outcome.blocks_verified > 0,
+        "what was written is verified all the same"
+    );
 }

@@ -1,5 +1,6 @@
 //! `homi bench`: measures what a queue does, with the options that users of fio know.
 
+mod interrupt;
 mod progress;
 mod report;
 mod summary;
@@ -19,6 +20,7 @@ use crate::arguments::{self, Cores};
 use crate::connection::{self, Connection};
 use crate::failure::Failure;
 use crate::{mounted, output};
+use interrupt::Interrupt;
 use progress::Progress;
 use summary::Summary;
 
@@ -148,13 +150,17 @@ impl Bench {
         }
         let device = self.connection.initiator()?.open(uri)?;
         let workload = self.workload(&device, order, read_percent)?;
+        let mut interrupt = Interrupt::new(workload.interval.is_some());
         let mut progress = Progress::new(!self.quiet && io::stderr().is_terminal(), &workload);
         let outcome = homi_initiator::bench::run(
             &workload,
             |_| device.queue(QueueOptions::depth(self.depth)),
             Hooks {
                 allocations: Some(allocations::count),
-                observe: &mut |interval| progress.observe(interval),
+                observe: Some(&mut |interval| {
+                    progress.observe(interval);
+                    interrupt.answer()
+                }),
             },
         );
         progress.clear();

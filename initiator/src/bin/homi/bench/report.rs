@@ -1,6 +1,6 @@
 //! The report: one HTML page that needs nothing else, for a browser or a printer, in light and in dark.
 
-use homi_initiator::bench::{Latency, Outcome};
+use homi_initiator::bench::{Latency, Outcome, Sample};
 
 use super::summary::{PERCENTILES, Summary, rate};
 use super::svg::{Axis, Scale, Series, Style, escape, plot};
@@ -10,6 +10,8 @@ use crate::output;
 const BARS_PER_DECADE: f64 = 24.0;
 /// Points of the percentile curve per factor of ten.
 const POINTS_PER_DECADE: u32 = 16;
+/// Points over time.
+const MOST_POINTS: usize = 600;
 
 const STYLE: &str = include_str!("report.css");
 
@@ -29,8 +31,9 @@ pub(super) fn page(summary: &Summary<'_>, outcome: &Outcome) -> String {
     ));
     page.push_str(&tiles(outcome));
     page.push_str(&section("Results", "", &[], &results(summary, outcome)));
-    page.push_str(&throughput(summary, outcome));
-    page.push_str(&latency_over_time(outcome));
+    let series = thinned(&outcome.series);
+    page.push_str(&throughput(summary, outcome, &series));
+    page.push_str(&latency_over_time(&series));
     page.push_str(&percentiles(summary));
     page.push_str(&histogram(summary));
     page.push_str("<div class=\"pair\">\n");
@@ -149,18 +152,33 @@ fn table_of(fields: &[(&'static str, String)]) -> String {
     format!("<table class=\"fields\">\n{rows}</table>\n")
 }
 
-fn time_axis(outcome: &Outcome) -> Axis {
-    let end = outcome
-        .series
-        .last()
-        .map_or(1.0, |sample| sample.at.as_secs_f64());
+/// No more points over time than a screen can show: neighbours are put together, and keep their worst latencies.
+fn thinned(series: &[Sample]) -> Vec<Sample> {
+    let group = series.len().div_ceil(MOST_POINTS).max(1);
+    let join = |samples: &[Sample]| {
+        let (first, rest) = samples.split_first()?;
+        Some(rest.iter().fold(*first, |sum, sample| Sample {
+            at: sample.at,
+            length: sum.length + sample.length,
+            reads: sum.reads + sample.reads,
+            writes: sum.writes + sample.writes,
+            p50: sum.p50.max(sample.p50),
+            p99: sum.p99.max(sample.p99),
+            max: sum.max.max(sample.max),
+        }))
+    };
+    series.chunks(group).filter_map(join).collect()
+}
+
+fn time_axis(series: &[Sample]) -> Axis {
+    let end = series.last().map_or(1.0, |sample| sample.at.as_secs_f64());
     Axis::new(Scale::Linear(0.0, end), "seconds", trimmed)
 }
 
-fn throughput(summary: &Summary<'_>, outcome: &Outcome) -> String {
+fn throughput(summary: &Summary<'_>, outcome: &Outcome, samples: &[Sample]) -> String {
     let io_bytes = output::float(outcome.workload.io_bytes());
     let title = "I/Os per second over time";
-    if outcome.series.len() < 2 {
+    if samples.len() < 2 {
         return section(
             title,
             "The run was too short, or took no samples, for a plot over time.",
@@ -172,7 +190,7 @@ fn throughput(summary: &Summary<'_>, outcome: &Outcome) -> String {
     let series: Vec<Series> = directions
         .iter()
         .map(|(name, _)| {
-            let value = |sample: &homi_initiator::bench::Sample| {
+            let value = |sample: &Sample| {
                 let ios = if *name == "read" {
                     sample.reads
                 } else {
@@ -183,13 +201,11 @@ fn throughput(summary: &Summary<'_>, outcome: &Outcome) -> String {
             Series {
                 class: name,
                 style: Style::Line,
-                points: outcome
-                    .series
+                points: samples
                     .iter()
                     .map(|sample| (sample.at.as_secs_f64(), value(sample)))
                     .collect(),
-                notes: outcome
-                    .series
+                notes: samples
                     .iter()
                     .map(|sample| {
                         let iops = value(sample);
@@ -225,13 +241,13 @@ fn throughput(summary: &Summary<'_>, outcome: &Outcome) -> String {
         title: "MiB per second",
     };
     let legend: Vec<(&str, &str)> = directions.iter().map(|(name, _)| (*name, *name)).collect();
-    let body = plot(title, &time_axis(outcome), &iops, Some(&mib), &series);
+    let body = plot(title, &time_axis(samples), &iops, Some(&mib), &series);
     section("I/Os and MiB per second over time", "", &legend, &body)
 }
 
-fn latency_over_time(outcome: &Outcome) -> String {
-    type Value = fn(&homi_initiator::bench::Sample) -> u64;
-    let samples: Vec<_> = outcome.series.iter().filter(|sample| sample.max > 0).collect();
+fn latency_over_time(series: &[Sample]) -> String {
+    type Value = fn(&Sample) -> u64;
+    let samples: Vec<Sample> = series.iter().filter(|sample| sample.max > 0).copied().collect();
     if samples.len() < 2 {
         return String::new();
     }
@@ -265,7 +281,7 @@ fn latency_over_time(outcome: &Outcome) -> String {
     );
     let axis = Axis::new(scale, "latency", tick_time);
     let legend: Vec<(&str, &str)> = kinds.iter().map(|(class, name, _)| (*class, *name)).collect();
-    let body = plot("Latency over time", &time_axis(outcome), &axis, None, &series);
+    let body = plot("Latency over time", &time_axis(&samples), &axis, None, &series);
     section("Latency over time", "", &legend, &body)
 }
 
@@ -471,6 +487,38 @@ fn to_usize(value: f64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn long_series_are_thinned_without_losing_anything() {
+        let sample = |at: u64| Sample {
+            at: Duration::from_secs(at),
+            length: Duration::from_secs(1),
+            reads: 10,
+            writes: at,
+            p50: 5,
+            p99: at,
+            max: at * 2,
+        };
+        let series: Vec<Sample> = (1..=5000).map(sample).collect();
+        let thin = thinned(&series);
+        assert!(
+            thin.len() <= MOST_POINTS && thin.len() > MOST_POINTS / 2,
+            "{}",
+            thin.len()
+        );
+        assert_eq!(thin.iter().map(|sample| sample.reads).sum::<u64>(), 50_000);
+        assert_eq!(
+            thin.iter().map(|sample| sample.length).sum::<Duration>(),
+            Duration::from_secs(5000)
+        );
+        assert_eq!(
+            thin.last().map(|sample| (sample.at.as_secs(), sample.max)),
+            Some((5000, 10_000))
+        );
+        assert_eq!(thinned(&series[..600]), series[..600]);
+        assert!(thinned(&[]).is_empty());
+    }
 
     #[test]
     fn numbers_have_as_many_digits_as_they_need() {

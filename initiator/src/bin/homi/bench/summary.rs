@@ -156,7 +156,12 @@ impl<'a> Summary<'a> {
     pub(super) fn text(&self) -> String {
         let outcome = self.outcome;
         let seconds = outcome.elapsed.as_secs_f64();
-        let mut text = format!("{}\n{}, {seconds:.2} s\n\n", self.uri, self.workload());
+        let early = if outcome.stopped_early {
+            ", interrupted"
+        } else {
+            ""
+        };
+        let mut text = format!("{}\n{}, {seconds:.2} s{early}\n\n", self.uri, self.workload());
         let mut header = vec!["", "IOPS", "MiB/s", "mean", "stddev"];
         header.extend(PERCENTILES.map(|(_, name, _)| name));
         header.push("max");
@@ -281,6 +286,7 @@ impl<'a> Summary<'a> {
                 "sleeps": outcome.sleeps,
             })),
             "verified": workload.verify.then_some(true),
+            "stopped_early": outcome.stopped_early,
             "blocks_verified": outcome.blocks_verified,
             "blocks_unchecked": outcome.blocks_unchecked,
             "series": series,
