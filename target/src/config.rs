@@ -358,7 +358,7 @@ impl Config {
             ));
         }
         let in_capsule = node.in_capsule.0;
-        if in_capsule != 0 && (!(4096..=65536).contains(&in_capsule) || in_capsule % 16 != 0) {
+        if in_capsule != 0 && (!(4096..=65536).contains(&in_capsule) || !in_capsule.is_multiple_of(16)) {
             return Some(format!(
                 "node.in_capsule must be 0, or 4K to 64K in steps of 16, not {in_capsule}"
             ));
@@ -439,7 +439,7 @@ impl Namespace {
         }
         for (name, size) in [("ram", self.ram), ("create", self.create)] {
             if let Some(Size(size)) = size
-                && (size == 0 || size % block != 0)
+                && (size == 0 || !size.is_multiple_of(block))
             {
                 return Some(format!(
                     "{name} must be a multiple of the block size {block}, not {size}"
