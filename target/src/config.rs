@@ -213,7 +213,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 4096,
-            controllers_per_host: 64,
+            controllers_per_host: 1024,
             io_queues: 64,
             queue_entries: 1024,
             handshake_s: 10,
