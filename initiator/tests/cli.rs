@@ -1,4 +1,8 @@
 //! Every command of `homi`, as a user runs it, on files and memory: what it prints, what it refuses and with which exit code.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failing step of a test has nothing better to say than where it failed"
+)]
 
 use std::fs;
 use std::io::Write as _;

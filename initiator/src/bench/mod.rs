@@ -1,7 +1,7 @@
-//! Benchmarks of any [`Queue`](homi_queue::Queue): what `homi bench` runs, as a library.
+//! Benchmarks of any [`Queue`]: what `homi bench` runs, as a library.
 //!
 //! A [`Workload`] says what to do; [`run()`] opens one queue per thread, does it and returns an [`Outcome`]:
-//! how many reads and writes, in which time, with which latencies. The loop of a thread ([`worker`]) is generic over the queue, so that
+//! how many reads and writes, in which time, with which latencies. The loop of a thread (`worker`) is generic over the queue, so that
 //! nothing is dispatched per I/O; it allocates nothing, reads the clock once per batch and hands commands over in
 //! batches. The thread that called [`run()`] only starts, samples and stops the others.
 //!
