@@ -149,7 +149,7 @@ impl Prepared {
             referrals: referrals.collect(),
             limits: NodeLimits {
                 max_connections: config.limits.connections,
-                max_connections_per_host: config.limits.connections,
+                max_connections_per_host: config.limits.connections_per_host,
                 ..NodeLimits::default()
             },
             ..NodeConfig::default()

@@ -199,6 +199,8 @@ impl FromStr for Events {
 pub struct Limits {
     /// Connections of the whole node.
     pub connections: u32,
+    /// Connections of one host, admin and I/O together.
+    pub connections_per_host: u32,
     /// Associations of one host with one subsystem.
     pub controllers_per_host: u32,
     /// I/O queues of one association.
@@ -213,6 +215,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 4096,
+            connections_per_host: 2048,
             controllers_per_host: 1024,
             io_queues: 64,
             queue_entries: 1024,
@@ -371,6 +374,7 @@ impl Config {
         }
         let limits = &self.limits;
         if limits.connections == 0
+            || limits.connections_per_host == 0
             || limits.controllers_per_host == 0
             || limits.io_queues == 0
             || limits.handshake_s == 0
