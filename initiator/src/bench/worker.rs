@@ -27,8 +27,8 @@ use crate::queue::Counters;
 const LONGEST_SLEEP: Duration = Duration::from_millis(10);
 /// Sleeping takes about this much longer than asked for; the rest of a pause is polled.
 const SLEEP_SLACK: u64 = 60_000;
-/// Empty polls between two looks at the clock.
-const POLLS_PER_LOOK: u32 = 32;
+/// Empty polls between two looks at the clock. On most queues an empty poll is a system call, which costs ten times as much.
+const POLLS_PER_LOOK: u32 = 4;
 /// How far a thread may fall behind its rate and still catch up, in picoseconds: 100 ms.
 const CATCH_UP: u64 = 100_000_000_000;
 /// Units tried before a thread waits for completions because other I/O on them is in flight.
@@ -595,13 +595,17 @@ impl<'a, Q: BenchQueue> Worker<'a, Q> {
     /// After a poll that found nothing: polls on for a while, then sleeps until there may be something.
     fn idle(&mut self) -> Result<(), BenchError> {
         self.empty_polls = self.empty_polls.wrapping_add(1);
-        std::hint::spin_loop();
-        if !self.empty_polls.is_multiple_of(POLLS_PER_LOOK) {
-            return Ok(());
-        }
-        self.look();
-        if self.now.saturating_sub(self.progress) < nanoseconds(self.workload.spin) {
-            return Ok(());
+        if !self.workload.spin.is_zero() {
+            if !self.empty_polls.is_multiple_of(POLLS_PER_LOOK) {
+                std::hint::spin_loop();
+                return Ok(());
+            }
+            self.look();
+            if self.now.saturating_sub(self.progress) < nanoseconds(self.workload.spin) {
+                // Where there are fewer cores than busy threads, what is waited for may need this one.
+                thread::yield_now();
+                return Ok(());
+            }
         }
         let mut limit = self
             .queue
