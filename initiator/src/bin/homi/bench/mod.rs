@@ -114,9 +114,9 @@ pub(crate) struct Bench {
     /// How long a thread polls in vain before it sleeps
     #[arg(long, value_name = "TIME", value_parser = arguments::time, default_value = "100us", help_heading = "Threads")]
     spin: Duration,
-    /// Hand over at least so many I/Os at a time
-    #[arg(long, value_name = "N", default_value = "1", help_heading = "Threads")]
-    batch: u16,
+    /// Hand over at least so many I/Os at a time, while others are in flight [default: an eighth of the depth]
+    #[arg(long, value_name = "N", help_heading = "Threads")]
+    batch: Option<u16>,
 
     /// Write a report with plots to this file: one HTML page that needs nothing else
     #[arg(long, value_name = "FILE", help_heading = "Output")]
@@ -301,7 +301,8 @@ impl Bench {
             Some(interval) => Some(interval.max(Duration::from_millis(10))),
         };
         workload.spin = self.spin;
-        workload.batch = self.batch;
+        // Small batches cost a system call and a wakeup each at both ends; this many keeps the other end busy meanwhile.
+        workload.batch = self.batch.unwrap_or_else(|| (workload.depth / 8).max(1));
         workload.validate()?;
         Ok(workload)
     }
