@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use homi_fabric::host::{
-    BringUp, BringUpParams, ControllerInfo, DiscoveryRecord, Shutdown, SubsystemKind, TransportKind,
+    BringUp, BringUpParams, ControllerInfo, ControllerKind, DiscoveryRecord, Shutdown, SubsystemKind,
+    TransportKind,
 };
 use homi_spec::tcp::ADMIN_IN_CAPSULE;
 
@@ -131,6 +132,17 @@ impl Initiator {
         let peer = Peer::new(uri);
         // The connection is closed when the log is read: nobody has to keep it alive.
         let (mut queue, _, info) = self.bring_up(&peer, uri.port, Duration::ZERO)?;
+        if info.kind != ControllerKind::Discovery {
+            let service = TcpUri {
+                nqn: None,
+                nsid: None,
+                ..uri.clone()
+            };
+            return Err(Error::Unsupported(format!(
+                "{} has blocks but no discovery log: discover {service}, without a subsystem",
+                peer.name()
+            )));
+        }
         let mut runner = dial::runner(&mut queue, options.connect_timeout);
         let (records, skipped) = runner
             .discover(info.max_transfer)

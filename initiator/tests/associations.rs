@@ -382,6 +382,19 @@ fn discovery_follows_referrals_once() {
 }
 
 #[test]
+fn a_subsystem_is_no_discovery_service() {
+    let fake = Fake::good();
+    let error = initiator().discover(&uri(&fake)).unwrap_err();
+    says(
+        &error,
+        &[
+            "no discovery log",
+            &format!("discover nvme+tcp://{}, without", fake.address),
+        ],
+    );
+}
+
+#[test]
 fn only_so_many_referrals_are_followed() {
     let port = {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
