@@ -376,13 +376,16 @@ impl Engine {
         }
     }
 
-    /// Starts everything that was submitted and takes what is done back to the sessions, until nothing more is done.
-    pub(crate) fn run(&mut self) {
+    /// Starts everything that was submitted and takes what is done back to the sessions, until nothing more is done. Says
+    /// whether anything was.
+    pub(crate) fn run(&mut self) -> bool {
+        let mut progress = false;
         loop {
             self.core.run_executors();
             if self.core.finished.is_empty() {
-                return;
+                return progress;
             }
+            progress = true;
             let mut finished = std::mem::replace(&mut self.core.finished, std::mem::take(&mut self.scratch));
             for done in finished.drain(..) {
                 match self.sessions.get_mut(done.route.session) {

@@ -267,12 +267,12 @@ impl Shard {
         if std::mem::take(&mut self.heard.mail) {
             self.read_mail();
         }
-        self.engine.run();
+        let progress = self.engine.run();
         self.end_sessions();
         self.check_deadlines();
         self.flush();
         self.rearm();
-        Ok(events > 0 || executing)
+        Ok(events > 0 || progress)
     }
 
     fn read_mail(&mut self) {
