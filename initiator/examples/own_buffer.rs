@@ -1,8 +1,7 @@
 //! Brings its own memory: eight reads in flight land in one region that the program owns, without a copy in user space.
 //! `cargo run --example own_buffer -- URI`
 
-use homi_initiator::{Initiator, QueueOptions, Uri, wait_for_completions};
-use homi_queue::{Command, Data, Queue, Region};
+use homi_initiator::{Command, Data, Initiator, Queue, QueueOptions, Region, Uri, wait_for_completions};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let line = std::env::args().nth(1).ok_or("give a URI, for example ram://1M")?;

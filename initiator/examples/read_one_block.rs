@@ -1,8 +1,7 @@
 //! Reads the first block of whatever a URI names and prints its first bytes:
 //! `cargo run --example read_one_block -- nvme+tcp://127.0.0.1:4420/nqn.2024-01.org.example:disk1`
 
-use homi_initiator::{Blocking, Error, Initiator, Uri};
-use homi_queue::Buffer;
+use homi_initiator::{Blocking, Buffer, Error, Initiator, Uri};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let line = std::env::args().nth(1).ok_or("give a URI, for example ram://1M")?;

@@ -51,6 +51,11 @@ pub use homi_fabric::host::{
     AddressFamily, ConnectError, ControllerInfo, ControllerKind, DiscoveryRecord, InfoError, NamespaceInfo,
     SubsystemKind, TransportKind,
 };
+/// What goes through a queue, so that a program needs this one crate only.
+pub use homi_queue::{
+    Buffer, Command, CommandId, Completed, Completion, Data, LostReason, Queue, QueueFull, QueueLost, Region, Segment,
+    Undelivered, Wait,
+};
 pub use initiator::Initiator;
 pub use options::{InitiatorBuilder, QueueOptions};
 pub use queue::{Counters, FabricQueue, StreamParams, StreamQueue};
