@@ -305,7 +305,7 @@ impl<Q: Queue + Wait> Disk<Q> {
         let mut in_flight = 0_usize;
         let mut failure = None;
         loop {
-            let mut started = false;
+            let (mut started, mut exhausted) = (false, false);
             while failure.is_none() {
                 let Ok(slot) = self.queue.reserve() else { break };
                 match job.next(&mut self.spare) {
@@ -319,6 +319,7 @@ impl<Q: Queue + Wait> Disk<Q> {
                     }
                     Ok(None) => {
                         self.queue.release(slot);
+                        exhausted = true;
                         break;
                     }
                     Err(error) => {
@@ -331,7 +332,17 @@ impl<Q: Queue + Wait> Disk<Q> {
                 self.queue.commit()?;
             }
             if in_flight == 0 {
-                return failure.map_or(Ok(()), Err);
+                if let Some(failure) = failure {
+                    return Err(failure);
+                }
+                if exhausted {
+                    return Ok(());
+                }
+                // No slot, though none of this disk's commands is in flight.
+                self.queue.poll(&mut self.completed)?;
+                return Err(Error::Unsupported(
+                    "every slot of the queue is reserved elsewhere: give the disk a queue of its own".to_owned(),
+                ));
             }
             wait_for_completions(&mut self.queue, &mut self.completed, None)?;
             for Completed { id, completion, data } in self.completed.drain(..) {

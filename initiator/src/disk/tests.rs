@@ -207,3 +207,14 @@ fn the_end_of_the_device_is_the_end() {
     ));
     assert_eq!(disk.queue.slots.in_flight(), 0);
 }
+
+#[test]
+fn a_queue_without_a_free_slot_is_an_error_not_a_success() {
+    let mut disk = disk(4, 2, 512);
+    let held = [disk.queue.reserve().unwrap(), disk.queue.reserve().unwrap()];
+    assert!(matches!(disk.flush(), Err(Error::Unsupported(_))));
+    for slot in held {
+        disk.queue.release(slot);
+    }
+    disk.flush().unwrap();
+}
