@@ -502,6 +502,11 @@ impl Engine {
         session.has_output().then(|| session.take_output(spare()))
     }
 
+    /// Bytes that a session has to send and that were not taken.
+    pub(crate) fn backlog(&mut self, key: Key) -> usize {
+        self.sessions.get_mut(key).map_or(0, |session| session.backlog())
+    }
+
     /// Number of connections.
     pub(crate) fn connections(&self) -> usize {
         self.sessions.len()

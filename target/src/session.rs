@@ -139,6 +139,11 @@ impl Session {
         !self.transport.output().is_empty()
     }
 
+    /// Bytes to be sent.
+    pub(crate) fn backlog(&mut self) -> usize {
+        self.transport.output().remaining()
+    }
+
     pub(crate) fn take_output(&mut self, spare: GatherList) -> GatherList {
         self.transport.take_output(spare)
     }

@@ -33,6 +33,9 @@ const LINGER: Duration = Duration::from_secs(2);
 pub(crate) const STAGING: usize = 128 << 10;
 /// Lists kept for reuse.
 const SPARE_LISTS: usize = 64;
+/// Bytes that may wait behind a send that is under way before no more is received from the connection: a host that sends
+/// commands and never takes the answers is stopped by its own send buffer, not by this node's memory.
+const BACKLOG: usize = 1 << 20;
 
 /// A connection on its way to a shard.
 #[derive(Debug)]
@@ -110,6 +113,8 @@ struct Socket {
     session: Key,
     /// It is closed as soon as its output is sent; nothing is received any more.
     lingering: bool,
+    /// Nothing is received until the host has taken more of its output.
+    paused: bool,
 }
 
 /// Tokens of the reactor: sessions carry their key's bits, executors this flag and their handle.
@@ -309,6 +314,7 @@ impl Shard {
                 key,
                 session,
                 lingering: false,
+                paused: false,
             });
         }
         self.deadlines.push(Reverse((
@@ -410,6 +416,9 @@ impl Shard {
         {
             self.reactor.send(socket.key, list);
         }
+        if std::mem::take(&mut socket.paused) {
+            self.heard.received.push(session);
+        }
         let closing = self
             .engine
             .session(session)
@@ -436,6 +445,10 @@ impl Shard {
                 continue;
             };
             if socket.lingering {
+                continue;
+            }
+            socket.paused = self.engine.backlog(key) > BACKLOG;
+            if socket.paused {
                 continue;
             }
             let receive = match self.engine.landing(key, DIRECT) {
