@@ -27,6 +27,10 @@ use crate::shard::{Arrival, Mailbox, Message, STAGING, Shard, ShardOptions};
 const BACKLOG: i32 = 1024;
 /// The longest that the control thread sleeps while there are associations, so that a new one's keep-alive is seen.
 const CONTROL_PERIOD: Duration = Duration::from_millis(250);
+/// Connections accepted beyond `limits.connections`, so that their hosts are told that the node is busy instead of finding the
+/// connection closed. Beyond these too they are closed.
+const TURNED_AWAY: u64 = 64;
+
 /// Why a target cannot run as configured.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -415,7 +419,7 @@ impl Control {
             .iter()
             .map(|mailbox| mailbox.connections.load(Ordering::Relaxed));
         let total: u64 = counts.sum();
-        if total >= u64::from(self.config.limits.connections) {
+        if total >= u64::from(self.config.limits.connections) + TURNED_AWAY {
             tracing::warn!(%peer, "connection refused: there are {total} connections already (limits.connections)");
             return;
         }
