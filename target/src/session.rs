@@ -34,10 +34,10 @@ enum Stage {
     AdminData(Sqe),
     /// An answer that the node gives later: an asynchronous event, an Abort under way.
     Held(u16),
-    /// A buffer for the data that the host wants to send.
-    Buffer(Write),
+    /// A buffer for its data.
+    Buffer(Buffered),
     /// Data of an I/O command.
-    Data(Write),
+    Data(Buffered),
     /// Its executor.
     Executing { cid: u16, kind: Kind },
     /// Several executors: a Flush of every namespace. `status` is the first failure so far.
@@ -55,13 +55,13 @@ enum Kind {
     Other,
 }
 
-/// An I/O command whose data is still to come.
+/// An I/O command that uses a buffer of the shard's.
 #[derive(Debug)]
-struct Write {
+struct Buffered {
     cid: u16,
     handle: u64,
     command: Command,
-    len: u32,
+    transfer: Transfer,
 }
 
 /// What a connection has since it became an I/O queue or an admin queue.
@@ -203,7 +203,12 @@ impl Session {
                 fault: None,
                 ..
             } => self.command(core, key, &sqe, now),
-            ControllerEvent::Command { key, sqe, fault: Some(status), .. } => {
+            ControllerEvent::Command {
+                key,
+                sqe,
+                fault: Some(status),
+                ..
+            } => {
                 if status.is(Status::CID_CONFLICT) && self.is_held(sqe.cid.get()) {
                     self.command(core, key, &sqe, now);
                 } else {
@@ -224,7 +229,9 @@ impl Session {
     /// Whether the command with this id waits for an event. Hosts that detach forget their event requests first and reuse
     /// the ids at once (SPDK does); the requests are never answered then, so nothing is confused by it.
     fn is_held(&self, cid: u16) -> bool {
-        self.stages.iter().any(|stage| matches!(stage, Stage::Held(held) if *held == cid))
+        self.stages
+            .iter()
+            .any(|stage| matches!(stage, Stage::Held(held) if *held == cid))
     }
 
     #[inline]
@@ -347,20 +354,23 @@ impl Session {
         let command = request.command;
         match request.transfer {
             Transfer::None => self.start(core, key, cid, Kind::Other, handle, command, Data::None),
-            Transfer::ToHost(len) => {
+            // With a digest, the bytes must stay what they were when it was computed: an executor may lend memory that
+            // later commands write to.
+            Transfer::ToHost(len) if !self.transport.data_digest() => {
                 let data = Data::Anywhere { len: len as usize };
                 self.start(core, key, cid, Kind::Read { to_host: len }, handle, command, data);
             }
-            Transfer::FromHost(len) => self.take_buffer(
-                core,
-                key,
-                Write {
+            transfer => {
+                let command = Buffered {
                     cid,
                     handle,
                     command,
-                    len,
-                },
-            ),
+                    transfer,
+                };
+                if !self.take_buffer(core, key, command) {
+                    core.wait_for_buffer(self.executor_route(key));
+                }
+            }
         }
     }
 
@@ -396,40 +406,33 @@ impl Session {
         }
     }
 
-    /// Gets a buffer for the host's data, or waits for one.
-    fn take_buffer(&mut self, core: &mut Core, key: CommandKey, write: Write) {
-        match core.pool.take(write.len as usize) {
-            Some(data) => {
-                let cid = write.cid;
-                self.set_stage(key, Stage::Data(write));
-                self.accept(core, key, cid, data);
-            }
-            None => {
-                self.set_stage(key, Stage::Buffer(write));
-                core.wait_for_buffer(self.executor_route(key));
-            }
+    /// Gets a buffer for a command and goes on with it; false if there is none yet.
+    fn take_buffer(&mut self, core: &mut Core, key: CommandKey, command: Buffered) -> bool {
+        let Some(data) = core.pool.take(command.transfer.len() as usize) else {
+            self.set_stage(key, Stage::Buffer(command));
+            return false;
+        };
+        let cid = command.cid;
+        if let Transfer::ToHost(to_host) = command.transfer {
+            let kind = Kind::Read { to_host };
+            self.start(core, key, cid, kind, command.handle, command.command, data);
+        } else {
+            self.set_stage(key, Stage::Data(command));
+            self.accept(core, key, cid, data);
         }
+        true
     }
 
     /// Tries again to get the buffer that a command waits for; false if there still is none.
     pub(crate) fn retry_buffer(&mut self, core: &mut Core, command: u16) -> bool {
         let key = CommandKey(command);
-        let Some(stage) = self.stages.get_mut(usize::from(command)) else {
-            return true;
-        };
-        let len = match stage {
-            Stage::Buffer(write) => write.len as usize,
-            _ => return true,
-        };
-        let Some(data) = core.pool.take(len) else {
-            return false;
-        };
-        if let Stage::Buffer(write) = std::mem::take(stage) {
-            let cid = write.cid;
-            self.set_stage(key, Stage::Data(write));
-            self.accept(core, key, cid, data);
+        match self.take_stage(key) {
+            Stage::Buffer(command) => self.take_buffer(core, key, command),
+            other => {
+                self.set_stage(key, other);
+                true
+            }
         }
-        true
     }
 
     fn accept(&mut self, core: &mut Core, key: CommandKey, cid: u16, data: Data) {
@@ -446,7 +449,9 @@ impl Session {
             Stage::AdminData(sqe) => self.run_admin(core, key, &sqe, &to_bytes(data), now),
             Stage::Data(write) => {
                 let kind = match write.command.opcode() {
-                    NvmOpcode::WRITE => Kind::Write { from_host: write.len },
+                    NvmOpcode::WRITE => Kind::Write {
+                        from_host: write.transfer.len(),
+                    },
                     _ => Kind::Other,
                 };
                 self.start(core, key, write.cid, kind, write.handle, write.command, data);

@@ -1,4 +1,5 @@
 //! A host that sends commands and never takes the answers is held back by its own connection.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on ends here")]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -79,11 +80,16 @@ fn held_back(events: &str) {
                 sent += count;
                 progress = Instant::now();
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::sleep(Duration::from_millis(5)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                std::thread::sleep(Duration::from_millis(5))
+            }
             Err(error) => panic!("{error}"),
         }
     }
-    assert!(sent < FLOOD, "the target took {sent} bytes of commands whose answers nobody took");
+    assert!(
+        sent < FLOOD,
+        "the target took {sent} bytes of commands whose answers nobody took"
+    );
 
     // Whoever takes the answers after all gets each of them.
     let commands = sent / 72;

@@ -311,6 +311,10 @@ fn controller_sequences(add: Add<'_>) {
             .event(E::Collect, &[0]);
     }
     add("controller_events", "admin", script.0);
+    // The read is answered, but not sent, when the write changes its blocks.
+    let script = Script::default().event(E::Association, &[2, 7, 0, 3]);
+    let script = io(io(script, 0, 4, 0), 2, 4, 8).event(E::Collect, &[1]);
+    add("controller_events", "read-then-write", script.0);
     let (said, _) = conversation(0, &[0, 2, 4], 3);
     let len = u16::try_from(said.len()).unwrap_or(u16::MAX);
     let script = association()

@@ -123,6 +123,20 @@ fn seeds_reach_what_they_are_for() {
     );
 }
 
+/// Runs one seed that once failed.
+fn replay(body: &str, name: &str) -> Reached {
+    let seed = seeds::all()
+        .into_iter()
+        .find(|seed| (seed.body, seed.name) == (body, name))
+        .unwrap();
+    run(body, name, &seed.bytes)
+}
+
+#[test]
+fn a_read_keeps_its_digest_when_a_later_write_changes_its_blocks() {
+    assert_eq!(replay("controller_events", "read-then-write").transfers, 4 * 512);
+}
+
 /// Changes some bytes, as fuzzers do, and now and then joins two inputs.
 fn mutate(bytes: &mut Vec<u8>, other: &[u8], dice: &mut Dice) {
     for _ in 0..=dice.below(4) {
