@@ -170,11 +170,23 @@ fn key_of(connection: ConnectionId) -> Key {
     Key::from_bits(connection.0 & ((1 << SHARD_SHIFT) - 1))
 }
 
+/// How payload reached the memory of commands.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Payload {
+    /// Commands whose payload was copied from a staging buffer, wholly or in part.
+    pub(crate) copies: u64,
+    /// Bytes that were.
+    pub(crate) bytes_copied: u64,
+    /// Bytes that the kernel put where they belong.
+    pub(crate) bytes_landed: u64,
+}
+
 /// What sessions use of their engine.
 pub(crate) struct Core {
     shared: Shared,
     options: EngineOptions,
     pub(crate) pool: Pool,
+    pub(crate) payload: Payload,
     /// By handle. Handles are small numbers.
     executors: Vec<Option<Box<Executor>>>,
     /// Executors with commands, by handle.
@@ -310,6 +322,7 @@ impl Engine {
                 shared,
                 options,
                 pool,
+                payload: Payload::default(),
                 executors: Vec::new(),
                 busy: Vec::new(),
                 finished: Vec::new(),
@@ -505,6 +518,11 @@ impl Engine {
     /// Bytes that a session has to send and that were not taken.
     pub(crate) fn backlog(&mut self, key: Key) -> usize {
         self.sessions.get_mut(key).map_or(0, |session| session.backlog())
+    }
+
+    /// How payload came so far.
+    pub(crate) fn payload(&self) -> Payload {
+        self.core.payload
     }
 
     /// Number of connections.

@@ -24,3 +24,4 @@ mod slab;
 
 pub use config::Config;
 pub use service::{Service, ServiceError};
+pub use shard::ShardCounters;

@@ -21,7 +21,7 @@ use crate::catalogue::{Address, Catalogue, in_capsule};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, Events, Listener};
 use crate::engine::{Deliver, EngineOptions, Request, Shared};
-use crate::shard::{Arrival, Mailbox, Message, STAGING, Shard, ShardOptions};
+use crate::shard::{Arrival, Mailbox, Message, STAGING, Shard, ShardCounters, ShardOptions};
 
 /// Connections that the system queues for a listener.
 const BACKLOG: i32 = 1024;
@@ -260,6 +260,12 @@ impl Service {
             .iter()
             .map(|mailbox| mailbox.connections.load(Ordering::Relaxed))
             .sum()
+    }
+
+    /// What each shard has done so far.
+    #[must_use]
+    pub fn counters(&self) -> Vec<ShardCounters> {
+        self.mailboxes.iter().map(|mailbox| mailbox.counters()).collect()
     }
 
     /// Stops: no new connections, commands in flight end (two seconds at most), everything is closed.

@@ -90,6 +90,8 @@ pub(crate) struct Session {
     queue: QueueState,
     attached: Option<Attached>,
     stages: Vec<Stage>,
+    /// Bytes landed that no finished transfer has counted yet.
+    landed: usize,
     closing: Option<Closing>,
     /// Whether the shard has this session on its list of those with something to send.
     pub(crate) listed: bool,
@@ -113,6 +115,7 @@ impl Session {
             queue: QueueState::new(),
             attached: None,
             stages: Vec::new(),
+            landed: 0,
             closing: None,
             listed: false,
         })
@@ -184,6 +187,7 @@ impl Session {
 
     /// Takes the count of bytes that were received into [`Session::landing`].
     pub(crate) fn landed(&mut self, core: &mut Core, count: usize, now: Instant) {
+        self.landed += count;
         match self.transport.landed(count) {
             Ok(Some(event)) => self.handle(core, event, now),
             Ok(None) => {}
@@ -444,6 +448,12 @@ impl Session {
 
     fn data_received(&mut self, core: &mut Core, key: CommandKey, now: Instant) {
         let data = self.transport.take_data(key);
+        let landed = self.landed.min(data.len());
+        self.landed -= landed;
+        let copied = data.len() - landed;
+        core.payload.copies += u64::from(copied > 0);
+        core.payload.bytes_copied += copied as u64;
+        core.payload.bytes_landed += landed as u64;
         match self.take_stage(key) {
             Stage::ConnectData(sqe) => self.connect(core, key, &sqe, &to_bytes(data), now),
             Stage::AdminData(sqe) => self.run_admin(core, key, &sqe, &to_bytes(data), now),

@@ -57,6 +57,75 @@ pub(crate) enum Message {
     Stop,
 }
 
+/// What one shard has done since it was started: for benchmarks, and to see that the fast path is the fast path. Each number grows
+/// on its own: one reading of several is not of one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ShardCounters {
+    /// System calls of its event loop; those of executors in the background (files) are not among them.
+    pub syscalls: u64,
+    /// Turns of its event loop.
+    pub turns: u64,
+    /// Turns that slept.
+    pub sleeps: u64,
+    /// Receives that brought bytes.
+    pub receives: u64,
+    /// Batches of answers that were sent.
+    pub sends: u64,
+    /// Commands whose payload was copied in user space on its way from the socket to its buffer, wholly or in part.
+    pub copies: u64,
+    /// Bytes that were.
+    pub bytes_copied: u64,
+    /// Payload bytes that the kernel put into their buffer.
+    pub bytes_landed: u64,
+}
+
+/// [`ShardCounters`] as the shard publishes them: by plain stores, on cache lines of their own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Published([AtomicU64; 8]);
+
+impl Published {
+    fn store(&self, counters: &ShardCounters) {
+        let values = [
+            counters.syscalls,
+            counters.turns,
+            counters.sleeps,
+            counters.receives,
+            counters.sends,
+            counters.copies,
+            counters.bytes_copied,
+            counters.bytes_landed,
+        ];
+        for (to, from) in self.0.iter().zip(values) {
+            to.store(from, Ordering::Relaxed);
+        }
+    }
+
+    fn load(&self) -> ShardCounters {
+        let [
+            syscalls,
+            turns,
+            sleeps,
+            receives,
+            sends,
+            copies,
+            bytes_copied,
+            bytes_landed,
+        ] = self.0.each_ref().map(|counter| counter.load(Ordering::Relaxed));
+        ShardCounters {
+            syscalls,
+            turns,
+            sleeps,
+            receives,
+            sends,
+            copies,
+            bytes_copied,
+            bytes_landed,
+        }
+    }
+}
+
 /// A shard's letter box.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
@@ -64,6 +133,7 @@ pub(crate) struct Mailbox {
     waker: Mutex<Option<Waker>>,
     /// Connections that the shard has, for balancing.
     pub(crate) connections: AtomicU64,
+    counters: Published,
 }
 
 impl Mailbox {
@@ -72,7 +142,13 @@ impl Mailbox {
             messages: Mutex::new(VecDeque::new()),
             waker: Mutex::new(None),
             connections: AtomicU64::new(0),
+            counters: Published::default(),
         }
+    }
+
+    /// What the shard has done, as of its last turn with events.
+    pub(crate) fn counters(&self) -> ShardCounters {
+        self.counters.load()
     }
 
     pub(crate) fn post(&self, message: Message) {
@@ -277,7 +353,24 @@ impl Shard {
         self.check_deadlines();
         self.flush();
         self.rearm();
+        if events > 0 {
+            self.publish();
+        }
         Ok(events > 0 || progress)
+    }
+
+    fn publish(&self) {
+        let (reactor, payload) = (self.reactor.counters(), self.engine.payload());
+        self.mailbox.counters.store(&ShardCounters {
+            syscalls: reactor.syscalls,
+            turns: reactor.turns,
+            sleeps: reactor.sleeps,
+            receives: reactor.receives,
+            sends: reactor.sends,
+            copies: payload.copies,
+            bytes_copied: payload.bytes_copied,
+            bytes_landed: payload.bytes_landed,
+        });
     }
 
     fn read_mail(&mut self) {
