@@ -2,7 +2,7 @@
 //!
 //! - [`harness`] — what a test body runs on. [`pair`] is both ends in one thread and in virtual time, [`network`] is the service
 //!   and the initiator over TCP.
-//! - [`bodies`] — the tests that run over every path.
+//! - [`bodies`], [`hostile_hosts`] — the tests that run over every path.
 //! - [`pipe`], [`faults`] — connections in memory, and what happens to their bytes.
 //! - [`peer`], [`units`] — a host moved by hand and what it says; [`meddler`], [`relay`] — a target that says something else.
 //! - [`settings`], [`random`], [`issuer`] — configurations, contents, and a queue as tests use it.
@@ -19,6 +19,7 @@ pub mod bodies;
 pub mod faults;
 pub mod fuzz;
 pub mod harness;
+pub mod hostile_hosts;
 pub mod issuer;
 pub mod meddler;
 pub mod network;

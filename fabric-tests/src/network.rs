@@ -41,7 +41,11 @@ fn watch_for_panics() {
 
 /// No thread of any target or initiator in this process may have panicked.
 pub fn assert_nothing_panicked() {
-    assert_eq!(PANICS.load(Ordering::Relaxed), 0, "a thread of a target or initiator panicked");
+    assert_eq!(
+        PANICS.load(Ordering::Relaxed),
+        0,
+        "a thread of a target or initiator panicked"
+    );
 }
 
 /// A running service.
@@ -243,7 +247,11 @@ impl Host for NetworkHost {
             .controller
             .admin(command, data)
             .map_err(|error| error.to_string())?;
-        let bytes = if incoming { bytes_of(&reply.data) } else { Vec::new() };
+        let bytes = if incoming {
+            bytes_of(&reply.data)
+        } else {
+            Vec::new()
+        };
         Ok((reply.completion, bytes))
     }
 

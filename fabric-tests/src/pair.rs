@@ -168,7 +168,8 @@ fn run<T>(
     loop {
         step = match step {
             Step::Submit { command, data } => {
-                let (completion, data) = execute(queue, command, data).map_err(|reason| reason.to_string())?;
+                let (completion, data) =
+                    execute(queue, command, data).map_err(|reason| reason.to_string())?;
                 let answer = Answer {
                     completion,
                     data: &data,
@@ -388,6 +389,9 @@ impl Host for PairHost {
 
     fn disconnect(mut self) -> bool {
         let mut shutdown = Shutdown::new(self.info.configuration, self.world.now() + DEADLINE);
-        run(&self.world, &mut self.admin, |answer, now| shutdown.next(answer, now)).unwrap_or(false)
+        run(&self.world, &mut self.admin, |answer, now| {
+            shutdown.next(answer, now)
+        })
+        .unwrap_or(false)
     }
 }

@@ -100,7 +100,10 @@ impl Wire for TcpStream {
                 Some(bytes)
             }
             Err(error)
-                if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted) =>
+                if matches!(
+                    error.kind(),
+                    ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted
+                ) =>
             {
                 None
             }
@@ -124,7 +127,10 @@ impl Wire for TcpStream {
 
     fn reset(&mut self) {
         // Closing with nothing to linger for sends a reset, but not before the last handle is dropped.
-        let abrupt = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+        let abrupt = nix::libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
         nix::sys::socket::setsockopt(self, nix::sys::socket::sockopt::Linger, &abrupt).unwrap();
     }
 }
@@ -165,6 +171,11 @@ impl RawHost {
         self.units
     }
 
+    /// Uses these digests from now on, after an initialisation by hand.
+    pub fn set_units(&mut self, units: Units) {
+        self.units = units;
+    }
+
     /// Sends bytes.
     pub fn send(&mut self, bytes: &[u8]) {
         self.wire.send(bytes);
@@ -194,7 +205,8 @@ impl RawHost {
 
     /// The next unit, which must come.
     pub fn unit(&mut self) -> Unit {
-        self.next_unit().unwrap_or_else(|| panic!("the target closed the connection"))
+        self.next_unit()
+            .unwrap_or_else(|| panic!("the target closed the connection"))
     }
 
     /// The next unit, which must be of this type.

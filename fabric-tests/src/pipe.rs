@@ -15,9 +15,9 @@ use std::time::Duration;
 use homi_fabric::time::Instant;
 use homi_initiator::ByteStream;
 use homi_queue::{GatherList, Segment};
+use homi_target::ServiceError;
 use homi_target::config::Config;
 use homi_target::memory::{Connection, MemoryTarget};
-use homi_target::ServiceError;
 
 use crate::faults::{Faults, Plan, Running};
 use crate::meddler::{Act, Meddler, Side};
@@ -31,8 +31,9 @@ struct Lane {
     plan: Running,
     /// On their way, with the time of their arrival.
     under_way: VecDeque<(Instant, Vec<u8>)>,
-    /// Arrived.
-    arrived: VecDeque<u8>,
+    /// Arrived, from `taken` on.
+    arrived: Vec<u8>,
+    taken: usize,
     /// The sender closed after the bytes above.
     ended: bool,
     /// Units for the meddler.
@@ -44,7 +45,8 @@ impl Lane {
         Self {
             plan: Running::new(plan),
             under_way: VecDeque::new(),
-            arrived: VecDeque::new(),
+            arrived: Vec::new(),
+            taken: 0,
             ended: false,
             units: Splitter::default(),
         }
@@ -74,15 +76,26 @@ impl Lane {
 
     /// The next piece of what has arrived.
     fn take(&mut self, most: usize) -> Vec<u8> {
-        if self.arrived.is_empty() {
+        let there = self.arrived.len() - self.taken;
+        if there == 0 {
             return Vec::new();
         }
-        let len = self.plan.piece(self.arrived.len()).min(most);
-        self.arrived.drain(..len).collect()
+        let len = self.plan.piece(there).min(most);
+        let piece = self.arrived[self.taken..self.taken + len].to_vec();
+        self.taken += len;
+        if self.taken == self.arrived.len() {
+            self.arrived.clear();
+            self.taken = 0;
+        }
+        piece
+    }
+
+    fn has_arrived(&self) -> bool {
+        self.taken < self.arrived.len()
     }
 
     fn is_over(&self) -> bool {
-        self.ended && self.arrived.is_empty() && self.under_way.is_empty()
+        self.ended && !self.has_arrived() && self.under_way.is_empty()
     }
 }
 
@@ -197,7 +210,10 @@ impl World {
 
 impl Inner {
     fn next_arrival(&self) -> Option<Instant> {
-        let lanes = self.links.iter().flat_map(|link| [&link.to_target, &link.to_host]);
+        let lanes = self
+            .links
+            .iter()
+            .flat_map(|link| [&link.to_target, &link.to_host]);
         lanes.filter_map(Lane::due).min()
     }
 
@@ -367,7 +383,7 @@ impl Pipe {
         let mut inner = self.world.0.borrow_mut();
         inner.pump();
         // Bytes may come from other hosts' doings too, so time goes on as long as anything is under way.
-        while inner.links[self.link].to_host.arrived.is_empty()
+        while !inner.links[self.link].to_host.has_arrived()
             && !inner.target.poll()
             && let Some(due) = inner.next_arrival()
         {

@@ -29,9 +29,7 @@ address = "127.0.0.1:0"
 #[must_use]
 pub fn parse(text: &str) -> Config {
     let config: Config = toml::from_str(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
-    config
-        .check()
-        .unwrap_or_else(|error| panic!("{error}\n{text}"));
+    config.check().unwrap_or_else(|error| panic!("{error}\n{text}"));
     config
 }
 

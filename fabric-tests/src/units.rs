@@ -152,7 +152,8 @@ impl Units {
     /// # Errors
     /// What is wrong with it, in words.
     pub fn read(self, unit: &[u8]) -> Result<Unit, String> {
-        let (common, _) = PduHeader::read_from_prefix(unit).map_err(|_| "shorter than a header".to_owned())?;
+        let (common, _) =
+            PduHeader::read_from_prefix(unit).map_err(|_| "shorter than a header".to_owned())?;
         let hlen = usize::from(common.hlen);
         let has_digests = !matches!(
             common.pdu_type,
@@ -230,7 +231,12 @@ impl Unit {
     #[must_use]
     pub fn r2t(&self) -> (u16, u16, u32, u32) {
         let unit = self.header::<R2t>();
-        (unit.cccid.get(), unit.ttag.get(), unit.r2to.get(), unit.r2tl.get())
+        (
+            unit.cccid.get(),
+            unit.ttag.get(),
+            unit.r2to.get(),
+            unit.r2tl.get(),
+        )
     }
 
     /// Data from the controller: command id, offset and length.

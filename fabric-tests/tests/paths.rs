@@ -1,6 +1,7 @@
 //! The same bodies over every path: in memory, over TCP, and over TCP on readiness events.
 
 fabric_tests::over_every_path! {
+    bodies =>
     commands: reads_return_what_was_written, memory_of_any_shape, compare_tells_equal_from_different,
         write_zeroes_with_and_without_deallocation, deallocate_many_ranges,
         flush_verify_and_force_unit_access, every_negotiation;

@@ -45,7 +45,10 @@ model = "Model of a drive"
     let info = host.info();
     assert_eq!(info.kind, ControllerKind::Io);
     assert_eq!(info.subsystem_nqn.as_str(), DATA);
-    assert_eq!((info.serial.as_str(), info.model.as_str()), ("S/N 0815", "Model of a drive"));
+    assert_eq!(
+        (info.serial.as_str(), info.model.as_str()),
+        ("S/N 0815", "Model of a drive")
+    );
     assert_eq!((info.io_queues, info.max_queue_entries), (3, 64));
     assert_eq!(info.max_transfer, Some(1 << 20));
     assert_eq!(info.in_capsule, 16 << 10);
@@ -117,7 +120,11 @@ pub fn structures_that_do_not_exist<H: Harness>() {
     }
     for opcode in [0x00, 0x01, 0x04, 0x0d, 0x10, 0x80] {
         let (completion, _) = host.admin(Command(Sqe::new(opcode, 0)), StepData::None);
-        assert_eq!(completion.status, Status::INVALID_OPCODE.with_dnr(), "{opcode:#x}");
+        assert_eq!(
+            completion.status,
+            Status::INVALID_OPCODE.with_dnr(),
+            "{opcode:#x}"
+        );
     }
     // A page of another length than 4096 bytes.
     assert_eq!(
@@ -141,7 +148,12 @@ pub fn log_pages<H: Harness>() {
     assert_eq!(FirmwareSlotLog::read_from_bytes(&page).unwrap().afi & 7, 1);
     let page = host.read_page(log(LogId::COMMAND_EFFECTS, 4096), 4096).unwrap();
     let log_page = CommandEffectsLog::read_from_bytes(&page).unwrap();
-    for opcode in [NvmOpcode::READ, NvmOpcode::WRITE, NvmOpcode::FLUSH, NvmOpcode::VERIFY] {
+    for opcode in [
+        NvmOpcode::READ,
+        NvmOpcode::WRITE,
+        NvmOpcode::FLUSH,
+        NvmOpcode::VERIFY,
+    ] {
         let entry = log_page.io[usize::from(opcode.raw())].get();
         assert_ne!(entry & effects::SUPPORTED, 0, "{opcode}");
     }
@@ -180,7 +192,10 @@ pub fn features<H: Harness>() {
     fn set<T: Host>(host: &mut T, feature: SetFeatures) -> Status {
         host.admin(Command(feature.to_sqe(0)), StepData::None).0.status
     }
-    for (feature, value) in [(FeatureId::ARBITRATION, 0x0102_0307), (FeatureId::WRITE_ATOMICITY, 1)] {
+    for (feature, value) in [
+        (FeatureId::ARBITRATION, 0x0102_0307),
+        (FeatureId::WRITE_ATOMICITY, 1),
+    ] {
         assert_eq!(set(&mut host, SetFeatures::new(feature, value)), Status::SUCCESS);
         assert_eq!(get(&mut host, GetFeatures::new(feature)), Ok(value));
         let default = GetFeatures {

@@ -102,7 +102,10 @@ pub fn write_zeroes_with_and_without_deallocation<H: Harness>() {
                 assert_eq!(read(queue, namespace, end, 1), bytes[(count + 1) * size..]);
                 assert_eq!(read(queue, namespace, lba, 1), vec![0; size]);
                 assert_eq!(read(queue, namespace, end - 1, 1), vec![0; size]);
-                assert_eq!(read(queue, namespace, lba + u64::from(blocks) / 2, 1), vec![0; size]);
+                assert_eq!(
+                    read(queue, namespace, lba + u64::from(blocks) / 2, 1),
+                    vec![0; size]
+                );
             }
         }
     });
@@ -177,7 +180,10 @@ fn mixed_transfers<Q: Queue + Wait>(queue: &mut Issuer<Q>, namespace: (u32, u32)
         let blocks = u32::try_from(len / size).unwrap();
         assert_eq!(read(queue, namespace, lba, blocks), bytes);
     }
-    let status = queue.status(Command::read(namespace.0, u64::MAX, 1), Data::Anywhere { len: size });
+    let status = queue.status(
+        Command::read(namespace.0, u64::MAX, 1),
+        Data::Anywhere { len: size },
+    );
     assert!(status.is(Status::LBA_OUT_OF_RANGE), "{status}");
     for round in 0..40 {
         write_and_read(queue, namespace, 8 * round, seed + round);

@@ -89,7 +89,10 @@ pub fn a_subsystem_that_does_not_exist<H: Harness>() {
     let mut target = H::start(&config());
     let missing = "nqn.2026-01.org.example:missing";
     let refusal = target.try_host(&HostOptions::at(missing)).err().unwrap();
-    assert!(refusal.contains("no subsystem") && refusal.contains(missing), "{refusal}");
+    assert!(
+        refusal.contains("no subsystem") && refusal.contains(missing),
+        "{refusal}"
+    );
 }
 
 /// A host that is taken off the list is disconnected; the others notice nothing.

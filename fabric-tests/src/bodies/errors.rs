@@ -103,7 +103,11 @@ pub fn commands_that_cannot_be<H: Harness>() {
     for len in [512, 1536, 64 << 10] {
         for command in [Command::read(1, 0, 2), Command::write(1, 0, 2)] {
             let status = queue.status(command, blank(len));
-            assert_eq!(status, Status::SGL_DATA_LENGTH_INVALID.with_dnr(), "{command:?} {len}");
+            assert_eq!(
+                status,
+                Status::SGL_DATA_LENGTH_INVALID.with_dnr(),
+                "{command:?} {len}"
+            );
         }
     }
     let status = queue.status(Command::read(1, 0, 2), NOTHING);
@@ -132,10 +136,7 @@ read_only = true
         (Command::write(1, 0, 1), blank(4096)),
         (Command::write(1, 0, 64), blank(256 << 10)),
         (Command::write_zeroes(1, 0, 1, true), NOTHING),
-        (
-            Command::deallocate(1, 1),
-            memory(DsmRange::new(0, 1).as_bytes()),
-        ),
+        (Command::deallocate(1, 1), memory(DsmRange::new(0, 1).as_bytes())),
     ] {
         assert_eq!(
             queue.status(command, data),
@@ -163,7 +164,10 @@ pub fn failures_are_in_the_error_log<H: Harness>() {
     let (newest, rest) = ErrorLogEntry::read_from_prefix(&bytes).unwrap();
     let (second, _) = ErrorLogEntry::read_from_prefix(rest).unwrap();
     for (entry, lba) in [(newest, end + 7), (second, end)] {
-        assert_eq!((entry.status(), entry.lba.get(), entry.nsid.get()), (DNR_RANGE, lba, 1));
+        assert_eq!(
+            (entry.status(), entry.lba.get(), entry.nsid.get()),
+            (DNR_RANGE, lba, 1)
+        );
         assert_ne!(entry.sqid.get(), 0);
     }
     assert_eq!(newest.error_count.get(), second.error_count.get() + 1);

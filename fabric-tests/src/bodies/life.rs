@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use homi_fabric::host::StepData;
 use homi_queue::Command;
+use homi_spec::Status;
 use homi_spec::admin::Abort;
 use homi_spec::command::Fuse;
 use homi_spec::controller::{Cc, Csts, ShutdownNotification, ShutdownStatus};
 use homi_spec::fabrics::{Disconnect, Property, PropertyGet, PropertySet, PropertySize};
 use homi_spec::feature::{FeatureId, GetFeatures};
 use homi_spec::tcp::PduType;
-use homi_spec::Status;
 
 use super::{NOTHING, ram_and_queue, write_and_read};
 use crate::harness::{Harness, Host, HostOptions};
@@ -113,7 +113,9 @@ pub fn a_controller_that_is_shut_down<H: Harness>() {
         assert_eq!(set_cc(&mut host, cc.with_enabled(false)), Status::SUCCESS);
         wait_for_csts(&mut host, |csts| !csts.ready());
         assert_eq!(set_cc(&mut host, cc), Status::SUCCESS);
-        wait_for_csts(&mut host, |csts| csts.ready() && csts.shutdown() == ShutdownStatus::Normal);
+        wait_for_csts(&mut host, |csts| {
+            csts.ready() && csts.shutdown() == ShutdownStatus::Normal
+        });
         write_and_read(&mut host.queue(2), (1, 512), 0, 2);
     }
 }
@@ -174,7 +176,10 @@ pub fn abort_of_a_write_that_waits_for_its_data<H: Harness>() {
     assert_eq!(io.response(cid).status(), Status::ABORT_REQUESTED);
     // A second Abort finds nothing.
     let cqe = admin.execute(abort.to_sqe(0), &[]);
-    assert_eq!((cqe.status(), cqe.dw0.get()), (Status::SUCCESS, Abort::NOT_ABORTED));
+    assert_eq!(
+        (cqe.status(), cqe.dw0.get()),
+        (Status::SUCCESS, Abort::NOT_ABORTED)
+    );
     let cqe = io.execute(Command::flush(2).0, &[]);
     assert_eq!(cqe.status(), Status::SUCCESS);
     assert_eq!(super::read(&mut queue, (2, 4096), 0, 16), before);
@@ -207,10 +212,7 @@ pub fn disconnect_of_one_queue<H: Harness>() {
     io.connect_io(controller, 1, 32);
     let disconnect = Disconnect { recfmt: 0 }.to_sqe(0);
     let cqe = admin.execute(disconnect, &[]);
-    assert_eq!(
-        cqe.status(),
-        Status::DISCONNECT_INVALID_QUEUE_TYPE.with_dnr()
-    );
+    assert_eq!(cqe.status(), Status::DISCONNECT_INVALID_QUEUE_TYPE.with_dnr());
     let cqe = io.execute(disconnect, &[]);
     assert_eq!(cqe.status(), Status::SUCCESS);
     assert_eq!(io.end(), End::Closed);

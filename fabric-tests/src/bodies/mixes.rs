@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use homi_queue::{Command, CommandId, Data, Queue, Region, Wait};
-use homi_spec::nvm::DsmRange;
 use homi_spec::Status;
+use homi_spec::nvm::DsmRange;
 use zerocopy::IntoBytes;
 
 use crate::harness::{Harness, Host, HostOptions};
@@ -98,18 +98,37 @@ impl Model {
                 (command, data, Some(seeds), Expected::Status(Status::SUCCESS))
             }
             7..=11 => {
-                let data = if random.below(2) == 0 { blank(len) } else { Data::Anywhere { len } };
-                (Command::read(nsid, lba, count), data, None, Expected::Bytes(self.bytes(now)))
+                let data = if random.below(2) == 0 {
+                    blank(len)
+                } else {
+                    Data::Anywhere { len }
+                };
+                (
+                    Command::read(nsid, lba, count),
+                    data,
+                    None,
+                    Expected::Bytes(self.bytes(now)),
+                )
             }
             12 => {
                 let zeroes = Command::write_zeroes(nsid, lba, count, random.below(2) == 0);
-                (zeroes, Data::None, Some(vec![0; blocks]), Expected::Status(Status::SUCCESS))
+                (
+                    zeroes,
+                    Data::None,
+                    Some(vec![0; blocks]),
+                    Expected::Status(Status::SUCCESS),
+                )
             }
             13 => {
                 let range = DsmRange::new(lba, count);
                 let command = Command::deallocate(nsid, 1);
                 let data = memory(range.as_bytes());
-                (command, data, Some(vec![0; blocks]), Expected::Status(Status::SUCCESS))
+                (
+                    command,
+                    data,
+                    Some(vec![0; blocks]),
+                    Expected::Status(Status::SUCCESS),
+                )
             }
             14 => {
                 let mut bytes = self.bytes(now);
@@ -121,9 +140,19 @@ impl Model {
                     Status::COMPARE_FAILURE
                 };
                 let data = scatter(&bytes, random);
-                (Command::compare(nsid, lba, count), data, None, Expected::Status(status))
+                (
+                    Command::compare(nsid, lba, count),
+                    data,
+                    None,
+                    Expected::Status(status),
+                )
             }
-            _ => (Command::flush(nsid), Data::None, None, Expected::Status(Status::SUCCESS)),
+            _ => (
+                Command::flush(nsid),
+                Data::None,
+                None,
+                Expected::Status(Status::SUCCESS),
+            ),
         };
         let flight = Flight {
             start,
@@ -175,7 +204,10 @@ impl<Q: Queue + Wait> Worker<Q> {
             return;
         }
         let done = self.queue.any().unwrap();
-        let flight = self.flights.remove(&done.id).expect("a completion for a command in flight");
+        let flight = self
+            .flights
+            .remove(&done.id)
+            .expect("a completion for a command in flight");
         match flight.expected {
             Expected::Bytes(bytes) => {
                 assert!(done.completion.is_success(), "{}", done.completion.status);
@@ -205,7 +237,10 @@ impl<Q: Queue + Wait> Worker<Q> {
             let lba = model.first + u64::try_from(start).unwrap();
             let read = Command::read(model.nsid, lba, u32::try_from(seeds.len()).unwrap());
             let bytes = self.queue.bytes(read, blank(seeds.len() * model.size));
-            assert!(bytes == model.bytes(seeds), "blocks from {lba} on hold something else");
+            assert!(
+                bytes == model.bytes(seeds),
+                "blocks from {lba} on hold something else"
+            );
         }
     }
 }

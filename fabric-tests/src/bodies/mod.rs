@@ -19,20 +19,24 @@ use crate::random::contents;
 use crate::settings;
 
 /// Makes a test of each body for each path: the pair in memory, TCP on whatever the system offers, TCP on readiness events.
+/// `over_every_path! { ROOT => SUBJECT: BODY, ...; }` takes the functions `fabric_tests::ROOT::SUBJECT::BODY`.
 #[macro_export]
 macro_rules! over_every_path {
-    ($($subject:ident: $($body:ident),+;)+) => {
-        $crate::over_every_path!(@path pair $crate::pair::Pair; $($subject: $($body),+;)+);
-        $crate::over_every_path!(@path tcp $crate::network::Network; $($subject: $($body),+;)+);
-        $crate::over_every_path!(@path readiness $crate::network::ReadinessNetwork; $($subject: $($body),+;)+);
+    ($root:ident => $($subject:ident: $($body:ident),+;)+) => {
+        $crate::over_every_path!(@path pair $crate::pair::Pair; $root $($subject: $($body),+;)+);
+        $crate::over_every_path!(@path tcp $crate::network::Network; $root $($subject: $($body),+;)+);
+        $crate::over_every_path!(@path readiness $crate::network::ReadinessNetwork; $root $($subject: $($body),+;)+);
     };
-    (@path $path:ident $harness:ty; $($subject:ident: $($body:ident),+;)+) => {
+    (@path $path:ident $harness:ty; $root:ident $($subject:ident: $($body:ident),+;)+) => {
         mod $path {
-            $(mod $subject {
-                $(#[test]
-                fn $body() {
-                    $crate::bodies::$subject::$body::<$harness>();
-                })+
+            $($crate::over_every_path!(@subject $harness; $root $subject: $($body),+);)+
+        }
+    };
+    (@subject $harness:ty; $root:ident $subject:ident: $($body:ident),+) => {
+        mod $subject {
+            $(#[test]
+            fn $body() {
+                $crate::$root::$subject::$body::<$harness>();
             })+
         }
     };
@@ -42,7 +46,10 @@ macro_rules! over_every_path {
 pub fn write<Q: Queue + Wait>(queue: &mut Issuer<Q>, (nsid, block): (u32, u32), lba: u64, bytes: &[u8]) {
     let blocks = u32::try_from(bytes.len()).unwrap() / block;
     let status = queue.status(Command::write(nsid, lba, blocks), memory(bytes));
-    assert!(status.is_success(), "writing {blocks} blocks at {lba} of {nsid}: {status}");
+    assert!(
+        status.is_success(),
+        "writing {blocks} blocks at {lba} of {nsid}: {status}"
+    );
 }
 
 /// Reads `blocks` blocks from `lba` on.
