@@ -192,7 +192,8 @@ pub(crate) struct Core {
     /// Executors with commands, by handle.
     busy: Vec<usize>,
     finished: Vec<Finished>,
-    waiting_for_buffers: VecDeque<ExecutorRoute>,
+    /// Sessions with commands that wait for buffers, the one that waits longest first.
+    waiting_for_buffers: VecDeque<Key>,
     /// Sessions with something to send, or that want to be closed.
     listed: Vec<Key>,
 }
@@ -215,8 +216,12 @@ impl Core {
         }
     }
 
-    pub(crate) fn wait_for_buffer(&mut self, route: ExecutorRoute) {
-        self.waiting_for_buffers.push_back(route);
+    /// Remembers that a session has commands that wait for buffers.
+    pub(crate) fn wait_for_buffer(&mut self, key: Key, queued: &mut bool) {
+        if !*queued {
+            *queued = true;
+            self.waiting_for_buffers.push_back(key);
+        }
     }
 
     /// Starts a command at the executor with this handle.
@@ -396,7 +401,12 @@ impl Engine {
         loop {
             self.core.run_executors();
             if self.core.finished.is_empty() {
-                return progress;
+                // Buffers also become free by being sent.
+                if self.core.waiting_for_buffers.is_empty() || !self.feed_waiting() {
+                    return progress;
+                }
+                progress = true;
+                continue;
             }
             progress = true;
             let mut finished = std::mem::replace(&mut self.core.finished, std::mem::take(&mut self.scratch));
@@ -408,22 +418,28 @@ impl Engine {
                 }
             }
             self.scratch = finished;
-            self.feed_waiting();
         }
     }
 
-    /// Gives free buffers to commands that wait for them, in the order in which they came.
-    fn feed_waiting(&mut self) {
-        while let Some(route) = self.core.waiting_for_buffers.pop_front() {
-            let Some(session) = self.sessions.get_mut(route.session) else {
+    /// Gives free buffers to commands that wait for them, connection by connection: one that holds much already must not keep
+    /// the others waiting. Says whether there were any.
+    fn feed_waiting(&mut self) -> bool {
+        let mut progress = false;
+        for _ in 0..self.core.waiting_for_buffers.len() {
+            let Some(key) = self.core.waiting_for_buffers.pop_front() else {
+                break;
+            };
+            let Some(session) = self.sessions.get_mut(key) else {
                 continue;
             };
-            if !session.retry_buffer(&mut self.core, route.command) {
-                self.core.waiting_for_buffers.push_front(route);
-                return;
+            progress |= session.retry_buffers(&mut self.core);
+            session.queued = session.waits_for_buffers();
+            if session.queued {
+                self.core.waiting_for_buffers.push_back(key);
             }
-            Self::list_closing(&mut self.core, route.session, session);
+            Self::list_closing(&mut self.core, key, session);
         }
+        progress
     }
 
     /// Carries out a request.
@@ -489,6 +505,7 @@ impl Engine {
                 .closed(connection_id(self.core.options.shard, key), now);
             self.core.route_effects();
             // Its buffers are free for others now.
+            self.core.pool.settle(session.lent());
             drop(session);
             self.feed_waiting();
         }
@@ -513,6 +530,13 @@ impl Engine {
     pub(crate) fn take_output(&mut self, key: Key, spare: impl FnOnce() -> GatherList) -> Option<GatherList> {
         let session = self.sessions.get_mut(key)?;
         session.has_output().then(|| session.take_output(spare()))
+    }
+
+    /// Whether a session cannot take more bytes now.
+    pub(crate) fn is_stalled(&mut self, key: Key) -> bool {
+        self.sessions
+            .get_mut(key)
+            .is_some_and(|session| session.is_stalled())
     }
 
     /// Bytes that a session has to send and that were not taken.

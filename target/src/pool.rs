@@ -2,35 +2,76 @@
 //!
 //! Buffers come in powers of two from 4 KiB up, aligned to 4 KiB so that direct I/O can use them, and are kept for reuse, the
 //! one used last first. The pool is bounded in bytes: when it is empty, commands wait (see `Engine`), nothing fails.
+//!
+//! A buffer for data that a host has still to send, or to take, is held for as long as that host likes. So a connection gets such
+//! a buffer only while as much as it holds is left for others ([`Pool::may_lend`]), and none of them ever comes from the
+//! [`RESERVE`] for data that has arrived in a capsule, which only executors hold.
 
 use homi_queue::{Budget, Data, Region};
 
 const SMALLEST: usize = 4096;
 const ALIGNMENT: usize = 4096;
+/// Bytes beyond the configured ones for data that came in a capsule: as much as a capsule can carry.
+const RESERVE: usize = 64 << 10;
 
 /// Buffers by size class, with a budget in bytes.
 #[derive(Debug)]
 pub(crate) struct Pool {
     free: Vec<Vec<Region>>,
     budget: Budget,
+    /// Bytes of the budget.
+    capacity: usize,
+    /// Bytes in `free`.
+    idle: usize,
+    /// Bytes of buffers that wait for hosts.
+    lent: usize,
 }
 
 impl Pool {
     /// A pool of at most `budget` bytes, in buffers of up to `largest` bytes (at least one of these fits).
     pub(crate) fn new(budget: usize, largest: usize) -> Self {
         let classes = class_of(largest) + 1;
-        let budget = Budget::new(budget.max(size_of_class(classes - 1)));
+        let capacity = budget.max(size_of_class(classes - 1)) + RESERVE;
         Self {
             free: vec![Vec::new(); classes],
-            budget,
+            budget: Budget::new(capacity),
+            capacity,
+            idle: 0,
+            lent: 0,
         }
+    }
+
+    /// Whether a connection that holds `held` bytes of buffers for as long as its host likes may have another one for `len` bytes:
+    /// if as much as it holds then is left for others, or if nobody holds any.
+    pub(crate) fn may_lend(&self, held: usize, len: usize) -> bool {
+        let size = size_of_class(class_of(len));
+        let available = self.capacity.saturating_sub(self.budget.used()) + self.idle;
+        match available.checked_sub(size + RESERVE) {
+            Some(left) => self.lent == 0 || left >= held + size,
+            None => false,
+        }
+    }
+
+    /// A buffer for `len` bytes waits for a host from now on. Returns what it counts.
+    pub(crate) fn lend(&mut self, len: usize) -> usize {
+        let size = size_of_class(class_of(len));
+        self.lent += size;
+        size
+    }
+
+    /// Buffers that count `size` no longer wait.
+    pub(crate) fn settle(&mut self, size: usize) {
+        self.lent = self.lent.saturating_sub(size);
     }
 
     /// A buffer of `len` bytes, or `None` when the budget is used up (or `len` is beyond the largest class).
     pub(crate) fn take(&mut self, len: usize) -> Option<Data> {
         let class = class_of(len);
         let region = match self.free.get_mut(class)?.pop() {
-            Some(region) => region,
+            Some(region) => {
+                self.idle -= region.len();
+                region
+            }
             None => self.allocate(class)?,
         };
         region.segment(0..len).ok().map(Data::One)
@@ -46,6 +87,7 @@ impl Pool {
             && region.is_unique()
             && let Some(free) = self.free.get_mut(class)
         {
+            self.idle += region.len();
             free.push(region);
         }
     }
@@ -57,7 +99,9 @@ impl Pool {
         }
         // Idle buffers of other sizes make room.
         for free in self.free.iter_mut().rev() {
-            while free.pop().is_some() {
+            while let Some(region) = free.pop() {
+                self.idle -= region.len();
+                drop(region);
                 if let Ok(Some(region)) = self.budget.allocate(size, ALIGNMENT) {
                     return Some(region);
                 }
@@ -83,9 +127,11 @@ mod tests {
     #[test]
     fn buffers_are_reused_and_bounded() {
         let mut pool = Pool::new(3 * 8192, 8192);
-        let held: Vec<Data> = (0..3).map(|_| pool.take(5000).unwrap()).collect();
+        let held: Vec<Data> = (0..3 + RESERVE / 8192)
+            .map(|_| pool.take(5000).unwrap())
+            .collect();
         assert!(pool.take(1).is_none());
-        let address = held[2].segments()[0].host_address();
+        let address = held[held.len() - 1].segments()[0].host_address();
         for data in held {
             pool.put(data);
         }
@@ -96,7 +142,9 @@ mod tests {
     #[test]
     fn idle_buffers_of_one_size_make_room_for_another() {
         let mut pool = Pool::new(16384, 16384);
-        let small: Vec<Data> = (0..4).map(|_| pool.take(4096).unwrap()).collect();
+        let small: Vec<Data> = (0..4 + RESERVE / 4096)
+            .map(|_| pool.take(4096).unwrap())
+            .collect();
         assert!(pool.take(16384).is_none());
         for data in small {
             pool.put(data);
@@ -107,6 +155,7 @@ mod tests {
     #[test]
     fn a_buffer_still_in_use_is_not_handed_out_again() {
         let mut pool = Pool::new(8192, 4096);
+        let _reserve: Vec<Data> = (0..RESERVE / 4096).map(|_| pool.take(4096).unwrap()).collect();
         let data = pool.take(4096).unwrap();
         let still_sending = data.segments()[0].clone();
         let address = still_sending.host_address();
@@ -116,5 +165,34 @@ mod tests {
         assert!(pool.take(4096).is_none());
         drop(still_sending);
         assert!(pool.take(4096).is_some());
+    }
+
+    #[test]
+    fn nobody_gets_everything_for_as_long_as_it_likes() {
+        let mut pool = Pool::new(64 * 8192, 8192);
+        let mut held = Vec::new();
+        // One connection gets half, the next half of the rest, and so on: something is left for every other one.
+        let mut before = usize::MAX;
+        for _ in 0..5 {
+            let mut own = 0;
+            while pool.may_lend(own, 8192) {
+                held.push(pool.take(8192).unwrap());
+                own += pool.lend(8192);
+            }
+            assert!(own > 0 && own <= before, "{own} of {before}");
+            before = own;
+        }
+        assert!(pool.may_lend(0, 4096));
+        // Data that has come is not concerned.
+        for _ in 0..RESERVE / 8192 {
+            held.push(pool.take(8192).unwrap());
+        }
+        // A lone connection gets what a single command needs.
+        let mut small = Pool::new(8192, 8192);
+        assert!(small.may_lend(0, 8192));
+        let data = small.take(8192).unwrap();
+        small.lend(8192);
+        assert!(!small.may_lend(0, 4096));
+        drop((held, data));
     }
 }

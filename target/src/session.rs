@@ -3,6 +3,7 @@
 //! A session turns capsules into commands for executors and their completions back into capsules. It touches no
 //! socket: the engine feeds it received bytes, and the shard sends what it leaves in its output.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use homi_fabric::tcp::{
 };
 use homi_fabric::time::Instant;
 use homi_queue::{Command, Completion, Data, GatherList, Region, Segment};
+use homi_spec::SglDescriptor;
 use homi_spec::command::{Cqe, NvmOpcode, Sqe};
 use homi_spec::status::Status;
 
@@ -47,8 +49,8 @@ enum Stage {
 /// How a command's completion is counted and answered.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
-    /// A success returns this many bytes to the host.
-    Read { to_host: u32 },
+    /// A success returns this many bytes to the host, from a buffer that counts so much.
+    Read { to_host: u32, lent: usize },
     /// A success has written this many bytes.
     Write { from_host: u32 },
     /// Neither.
@@ -62,6 +64,19 @@ struct Buffered {
     handle: u64,
     command: Command,
     transfer: Transfer,
+    /// The data comes in the capsule, so it is there as soon as it is received.
+    in_capsule: bool,
+    /// What the buffer counts of those that wait for hosts.
+    lent: usize,
+}
+
+/// What came after the header of a command whose data is in its capsule and has no buffer yet: nothing of it can be
+/// understood before.
+#[derive(Debug)]
+struct Stalled {
+    command: u16,
+    bytes: Vec<u8>,
+    now: Instant,
 }
 
 /// What a connection has since it became an I/O queue or an admin queue.
@@ -92,6 +107,14 @@ pub(crate) struct Session {
     stages: Vec<Stage>,
     /// Bytes landed that no finished transfer has counted yet.
     landed: usize,
+    /// Commands that wait for a buffer for data that the host has still to send, or to take; oldest first.
+    waiting: VecDeque<u16>,
+    /// The command that waits for a buffer for the data in its capsule.
+    stalled: Option<Stalled>,
+    /// Whether the engine has this session on its list of those that wait for buffers.
+    pub(crate) queued: bool,
+    /// What its buffers count of those that wait for hosts.
+    lent: usize,
     closing: Option<Closing>,
     /// Whether the shard has this session on its list of those with something to send.
     pub(crate) listed: bool,
@@ -116,6 +139,10 @@ impl Session {
             attached: None,
             stages: Vec::new(),
             landed: 0,
+            waiting: VecDeque::new(),
+            stalled: None,
+            queued: false,
+            lent: 0,
             closing: None,
             listed: false,
         })
@@ -168,14 +195,33 @@ impl Session {
             .count()
     }
 
+    /// Whether a command waits for a buffer for the data in its capsule: nothing more can be received before.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stalled.is_some()
+    }
+
+    /// What its buffers count of those that wait for hosts.
+    pub(crate) fn lent(&self) -> usize {
+        self.lent
+    }
+
     /// Takes bytes that were received in order.
     pub(crate) fn receive(&mut self, core: &mut Core, mut input: &[u8], now: Instant) {
+        if let Some(stalled) = &mut self.stalled {
+            return stalled.bytes.extend_from_slice(input);
+        }
         if let Some(attached) = &mut self.attached {
             attached.namespaces.refresh();
         }
         while self.closing.is_none() {
             match self.transport.advance(&mut input) {
-                Ok(Some(event)) => self.handle(core, event, now),
+                Ok(Some(event)) => {
+                    self.handle(core, event, now);
+                    if let Some(stalled) = &mut self.stalled {
+                        stalled.now = now;
+                        return stalled.bytes.extend_from_slice(input);
+                    }
+                }
                 Ok(None) => return,
                 Err(error) => self.close(Closing {
                     reason: error.to_string(),
@@ -362,17 +408,21 @@ impl Session {
             // later commands write to.
             Transfer::ToHost(len) if !self.transport.data_digest() => {
                 let data = Data::Anywhere { len: len as usize };
-                self.start(core, key, cid, Kind::Read { to_host: len }, handle, command, data);
+                let kind = Kind::Read { to_host: len, lent: 0 };
+                self.start(core, key, cid, kind, handle, command, data);
             }
             transfer => {
+                let in_capsule = matches!(sqe.sgl().parse(), SglDescriptor::InCapsule { .. });
                 let command = Buffered {
                     cid,
                     handle,
                     command,
                     transfer,
+                    in_capsule,
+                    lent: 0,
                 };
                 if !self.take_buffer(core, key, command) {
-                    core.wait_for_buffer(self.executor_route(key));
+                    self.wait_for_buffer(core, key, in_capsule);
                 }
             }
         }
@@ -411,14 +461,28 @@ impl Session {
     }
 
     /// Gets a buffer for a command and goes on with it; false if there is none yet.
-    fn take_buffer(&mut self, core: &mut Core, key: CommandKey, command: Buffered) -> bool {
-        let Some(data) = core.pool.take(command.transfer.len() as usize) else {
+    fn take_buffer(&mut self, core: &mut Core, key: CommandKey, mut command: Buffered) -> bool {
+        let len = command.transfer.len() as usize;
+        let held = self.lent + self.transport.output().remaining();
+        let data = if command.in_capsule || core.pool.may_lend(held, len) {
+            core.pool.take(len)
+        } else {
+            None
+        };
+        let Some(data) = data else {
             self.set_stage(key, Stage::Buffer(command));
             return false;
         };
+        if !command.in_capsule {
+            command.lent = core.pool.lend(len);
+            self.lent += command.lent;
+        }
         let cid = command.cid;
         if let Transfer::ToHost(to_host) = command.transfer {
-            let kind = Kind::Read { to_host };
+            let kind = Kind::Read {
+                to_host,
+                lent: command.lent,
+            };
             self.start(core, key, cid, kind, command.handle, command.command, data);
         } else {
             self.set_stage(key, Stage::Data(command));
@@ -427,11 +491,52 @@ impl Session {
         true
     }
 
-    /// Tries again to get the buffer that a command waits for; false if there still is none.
-    pub(crate) fn retry_buffer(&mut self, core: &mut Core, command: u16) -> bool {
+    #[cold]
+    fn wait_for_buffer(&mut self, core: &mut Core, key: CommandKey, in_capsule: bool) {
+        if in_capsule {
+            self.stalled = Some(Stalled {
+                command: key.0,
+                bytes: Vec::new(),
+                now: Instant::ZERO,
+            });
+        } else {
+            self.waiting.push_back(key.0);
+        }
+        core.wait_for_buffer(self.key, &mut self.queued);
+    }
+
+    /// Tries again to get the buffers that its commands wait for; says whether it got any.
+    pub(crate) fn retry_buffers(&mut self, core: &mut Core) -> bool {
+        let mut progress = false;
+        // What comes after it may be the data that other buffers wait for.
+        while let Some(command) = self.stalled.as_ref().map(|stalled| stalled.command) {
+            if !self.retry_buffer(core, command) {
+                return progress;
+            }
+            progress = true;
+            self.resume(core);
+        }
+        while let Some(command) = self.waiting.front().copied() {
+            if !self.retry_buffer(core, command) {
+                return progress;
+            }
+            progress = true;
+            self.waiting.pop_front();
+        }
+        progress
+    }
+
+    /// Whether commands wait for buffers.
+    pub(crate) fn waits_for_buffers(&self) -> bool {
+        self.stalled.is_some() || !self.waiting.is_empty()
+    }
+
+    /// False if the command still waits.
+    fn retry_buffer(&mut self, core: &mut Core, command: u16) -> bool {
         let key = CommandKey(command);
         match self.take_stage(key) {
             Stage::Buffer(command) => self.take_buffer(core, key, command),
+            // It was aborted.
             other => {
                 self.set_stage(key, other);
                 true
@@ -439,9 +544,26 @@ impl Session {
         }
     }
 
+    /// Goes on with what came after a command that waited for a buffer.
+    fn resume(&mut self, core: &mut Core) {
+        if let Some(stalled) = self.stalled.take() {
+            self.receive(core, &stalled.bytes, stalled.now);
+            // The shard may receive again.
+            core.list(self.key, &mut self.listed);
+        }
+    }
+
+    fn settle(&mut self, core: &mut Core, lent: usize) {
+        self.lent -= lent.min(self.lent);
+        core.pool.settle(lent);
+    }
+
     fn accept(&mut self, core: &mut Core, key: CommandKey, cid: u16, data: Data) {
         if let Err(error) = self.transport.accept(key, data) {
             tracing::debug!(peer = %self.peer, "command {cid:#06x}: {error}");
+            if let Stage::Data(write) = self.take_stage(key) {
+                self.settle(core, write.lent);
+            }
             self.respond(core, key, cid, error.status().into());
         }
     }
@@ -458,6 +580,7 @@ impl Session {
             Stage::ConnectData(sqe) => self.connect(core, key, &sqe, &to_bytes(data), now),
             Stage::AdminData(sqe) => self.run_admin(core, key, &sqe, &to_bytes(data), now),
             Stage::Data(write) => {
+                self.settle(core, write.lent);
                 let kind = match write.command.opcode() {
                     NvmOpcode::WRITE => Kind::Write {
                         from_host: write.transfer.len(),
@@ -474,7 +597,10 @@ impl Session {
         core.pool.put(self.transport.take_data(key));
         let cid = match self.take_stage(key) {
             Stage::ConnectData(sqe) | Stage::AdminData(sqe) => sqe.cid.get(),
-            Stage::Data(write) => write.cid,
+            Stage::Data(write) => {
+                self.settle(core, write.lent);
+                write.cid
+            }
             other => return self.set_stage(key, other),
         };
         self.respond(core, key, cid, Completion::failed(status));
@@ -526,6 +652,12 @@ impl Session {
             }
             other => return self.set_stage(key, other),
         };
+        if let Kind::Read { lent, .. } = kind
+            && lent > 0
+        {
+            // From here on it counts as output.
+            self.settle(core, lent);
+        }
         let Some(attached) = &self.attached else { return };
         let counters = attached.view.counters();
         if !completion.is_success() {
@@ -533,7 +665,7 @@ impl Session {
             attached.view.record_error(cid, completion.status, 0, 0);
         }
         match kind {
-            Kind::Read { to_host } if completion.is_success() => {
+            Kind::Read { to_host, .. } if completion.is_success() => {
                 counters.read(u64::from(to_host));
                 let len = to_host as usize;
                 return self.respond_with_data(core, key, cid, completion, finished.data, len);
@@ -578,10 +710,14 @@ impl Session {
             // The rest of the data is on its way; `data_failed` answers when it has passed.
             return true;
         }
-        if coming {
+        if let Stage::Data(write) = self.take_stage(key) {
+            self.settle(core, write.lent);
             core.pool.put(self.transport.take_data(key));
         }
         self.respond(core, key, cid, Completion::failed(Status::ABORT_REQUESTED));
+        if self.stalled.as_ref().is_some_and(|stalled| stalled.command == key.0) {
+            self.resume(core);
+        }
         true
     }
 

@@ -189,7 +189,7 @@ struct Socket {
     session: Key,
     /// It is closed as soon as its output is sent; nothing is received any more.
     lingering: bool,
-    /// Nothing is received until the host has taken more of its output.
+    /// Nothing is received until the host has taken more of its output, or a command that waits for a buffer has one.
     paused: bool,
 }
 
@@ -540,7 +540,7 @@ impl Shard {
             if socket.lingering {
                 continue;
             }
-            socket.paused = self.engine.backlog(key) > BACKLOG;
+            socket.paused = self.engine.backlog(key) > BACKLOG || self.engine.is_stalled(key);
             if socket.paused {
                 continue;
             }
