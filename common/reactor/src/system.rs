@@ -3,6 +3,7 @@
 //! Regions are never borrowed as slices, so the safe wrappers of other crates cannot be used for them.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
@@ -12,9 +13,6 @@ use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
 
 /// Most elements that one vectored call takes: Linux's `UIO_MAXIOV`.
 pub(crate) const MAX_PARTS: usize = 1024;
-
-/// Elements that fit a small array, which most batches do.
-const FEW_PARTS: usize = 16;
 
 pub(crate) const NO_PART: libc::iovec = libc::iovec {
     iov_base: ptr::null_mut(),
@@ -46,21 +44,15 @@ pub(crate) fn empty_header() -> libc::msghdr {
 
 /// One non-blocking send of the list's first up to 1024 stretches. Returns the bytes that the kernel took.
 pub(crate) fn send(socket: BorrowedFd<'_>, list: &GatherList) -> io::Result<usize> {
-    if list.pieces_left() <= FEW_PARTS {
-        send_with(socket, list, &mut [NO_PART; FEW_PARTS])
-    } else {
-        send_with(socket, list, &mut [NO_PART; MAX_PARTS])
-    }
-}
-
-fn send_with(socket: BorrowedFd<'_>, list: &GatherList, parts: &mut [libc::iovec]) -> io::Result<usize> {
+    // Left uninitialised: zeroing 16 KiB costs more than a small send does.
+    let mut parts = [const { MaybeUninit::<libc::iovec>::uninit() }; MAX_PARTS];
     let mut used = 0;
     for (piece, part) in list.pieces().zip(parts.iter_mut()) {
-        *part = part_of(piece);
+        part.write(part_of(piece));
         used += 1;
     }
     let mut header = empty_header();
-    header.msg_iov = parts.as_mut_ptr();
+    header.msg_iov = parts.as_mut_ptr().cast();
     header.msg_iovlen = used;
     retry(|| {
         // SAFETY: `header` describes `used` initialised elements of `parts`; each refers to bytes that `list` owns or
