@@ -408,7 +408,10 @@ impl Session {
             // later commands write to.
             Transfer::ToHost(len) if !self.transport.data_digest() => {
                 let data = Data::Anywhere { len: len as usize };
-                let kind = Kind::Read { to_host: len, lent: 0 };
+                let kind = Kind::Read {
+                    to_host: len,
+                    lent: 0,
+                };
                 self.start(core, key, cid, kind, handle, command, data);
             }
             transfer => {
@@ -715,7 +718,11 @@ impl Session {
             core.pool.put(self.transport.take_data(key));
         }
         self.respond(core, key, cid, Completion::failed(Status::ABORT_REQUESTED));
-        if self.stalled.as_ref().is_some_and(|stalled| stalled.command == key.0) {
+        if self
+            .stalled
+            .as_ref()
+            .is_some_and(|stalled| stalled.command == key.0)
+        {
             self.resume(core);
         }
         true
