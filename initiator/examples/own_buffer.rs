@@ -4,7 +4,9 @@
 use homi_initiator::{Command, Data, Initiator, Queue, QueueOptions, Region, Uri, wait_for_completions};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let line = std::env::args().nth(1).ok_or("give a URI, for example ram://1M")?;
+    let line = std::env::args()
+        .nth(1)
+        .ok_or("give a URI, for example ram://1M")?;
     let device = Initiator::new()?.open(&line.parse::<Uri>()?)?;
     let mut queue = device.queue(QueueOptions::depth(8))?;
 
@@ -14,7 +16,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for lba in 0..8 {
         let slot = queue.reserve()?;
         let place = region.segment(lba * block..(lba + 1) * block)?;
-        queue.submit(slot, Command::read(device.nsid(), lba as u64, 1), Data::One(place));
+        queue.submit(
+            slot,
+            Command::read(device.nsid(), lba as u64, 1),
+            Data::One(place),
+        );
     }
     queue.commit()?;
 

@@ -4,7 +4,9 @@
 use homi_initiator::{Blocking, Buffer, Error, Initiator, Uri};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let line = std::env::args().nth(1).ok_or("give a URI, for example ram://1M")?;
+    let line = std::env::args()
+        .nth(1)
+        .ok_or("give a URI, for example ram://1M")?;
     println!("{}", read_one_block(&line.parse::<Uri>()?)?);
     Ok(())
 }
@@ -13,5 +15,9 @@ fn read_one_block(uri: &Uri) -> Result<String, Error> {
     let device = Initiator::new()?.open(uri)?;
     let mut disk = Blocking::open(&device)?;
     let block = disk.read(0, Buffer::allocate(device.block_size() as usize)?)?;
-    Ok(format!("{} blocks; block 0 begins with {:02x?}", device.blocks(), &block[..16]))
+    Ok(format!(
+        "{} blocks; block 0 begins with {:02x?}",
+        device.blocks(),
+        &block[..16]
+    ))
 }

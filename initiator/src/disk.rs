@@ -341,7 +341,8 @@ impl<Q: Queue + Wait> Disk<Q> {
                 // No slot, though none of this disk's commands is in flight.
                 self.queue.poll(&mut self.completed)?;
                 return Err(Error::Unsupported(
-                    "every slot of the queue is reserved elsewhere: give the disk a queue of its own".to_owned(),
+                    "every slot of the queue is reserved elsewhere: give the disk a queue of its own"
+                        .to_owned(),
                 ));
             }
             wait_for_completions(&mut self.queue, &mut self.completed, None)?;

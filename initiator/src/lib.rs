@@ -53,8 +53,8 @@ pub use homi_fabric::host::{
 };
 /// What goes through a queue, so that a program needs this one crate only.
 pub use homi_queue::{
-    Buffer, Command, CommandId, Completed, Completion, Data, LostReason, Queue, QueueFull, QueueLost, Region, Segment,
-    Undelivered, Wait,
+    Buffer, Command, CommandId, Completed, Completion, Data, LostReason, Queue, QueueFull, QueueLost, Region,
+    Segment, Undelivered, Wait,
 };
 pub use initiator::Initiator;
 pub use options::{InitiatorBuilder, QueueOptions};

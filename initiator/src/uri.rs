@@ -27,7 +27,10 @@ pub const LOCAL_BLOCK: u32 = 4096;
 /// Where blocks, or the directory of them, can be reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-#[expect(clippy::large_enum_variant, reason = "there are few of them, and names are stored in place")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there are few of them, and names are stored in place"
+)]
 pub enum Uri {
     /// A controller behind NVMe/TCP.
     Tcp(TcpUri),

@@ -1,8 +1,13 @@
 //! Targets that are broken or hostile: whatever they do, the host ends with one sentence, never with a panic, a hang or stale data.
-#![expect(clippy::cast_possible_truncation,
+#![expect(
+    clippy::cast_possible_truncation,
     reason = "small numbers, and bits that are meant to be cut"
 )]
-#![expect(clippy::unwrap_used, clippy::panic, reason = "what a test needs and does not get fails it")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "what a test needs and does not get fails it"
+)]
 
 mod fake;
 

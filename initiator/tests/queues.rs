@@ -1,5 +1,6 @@
 //! Data through queues, against a scripted target: every size, both ways of answering, nothing lost and nothing copied that need not be.
-#![expect(clippy::cast_possible_truncation,
+#![expect(
+    clippy::cast_possible_truncation,
     reason = "small numbers, and patterns that are meant to wrap"
 )]
 #![expect(clippy::unwrap_used, reason = "what a test needs and does not get fails it")]

@@ -1,5 +1,9 @@
 //! A host that sends commands and never takes the answers is held back by its own connection.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on ends here")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on ends here"
+)]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;

@@ -66,7 +66,10 @@ mod tests {
         let now = Instant::from_nanoseconds(5);
         assert_eq!(now + Duration::from_nanos(7), Instant(12));
         assert_eq!(now + Duration::MAX, Instant::FAR_FUTURE);
-        assert_eq!((now + Duration::from_secs(1)).saturating_since(now), Duration::from_secs(1));
+        assert_eq!(
+            (now + Duration::from_secs(1)).saturating_since(now),
+            Duration::from_secs(1)
+        );
         assert_eq!(now.saturating_since(now + Duration::from_secs(1)), Duration::ZERO);
     }
 }

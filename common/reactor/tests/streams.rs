@@ -18,9 +18,7 @@ use std::time::Duration;
 
 use homi_queue::{GatherList, Region};
 use homi_reactor::{BackendChoice, Event, MAX_LOOKAHEAD, Options, Reactor, Receive, SocketKey, Wait, socket};
-use support::{
-    expect_silence, list_of, pair, pattern, reactor_with, receive_all, turn_until,
-};
+use support::{expect_silence, list_of, pair, pattern, reactor_with, receive_all, turn_until};
 
 on_both_backends!(
     echo_of_many_sizes_through_a_tiny_send_buffer,
