@@ -29,7 +29,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve until SIGTERM or SIGINT; SIGHUP reads the configuration again.
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// Check a configuration file and exit.
     Check {
         /// The configuration file.
