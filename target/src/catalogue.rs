@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs::OpenOptions;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use homi_fabric::controller::{
@@ -237,7 +237,7 @@ fn open(subsystem: &Subsystem, namespace: &Namespace) -> Result<Backing, Service
         }
     }
     let mut options = FileOptions::new(path).read_only(namespace.read_only);
-    if let Some(block_size) = block_size {
+    if let Some(block_size) = block_size.or_else(|| usual_block_size(path)) {
         options = options.block_size(block_size);
     }
     let file = File::open(&options).map_err(|source| ServiceError::Open {
@@ -249,6 +249,13 @@ fn open(subsystem: &Subsystem, namespace: &Namespace) -> Result<Backing, Service
         tracing::info!("{} goes through the page cache: {reason}", path.display());
     }
     Ok(Backing::File(file))
+}
+
+/// The block size of a regular file for which none was chosen: the default where the file's length allows it. Devices have
+/// one of their own.
+fn usual_block_size(path: &Path) -> Option<u32> {
+    let metadata = std::fs::metadata(path).ok()?;
+    (metadata.is_file() && metadata.len().is_multiple_of(u64::from(DEFAULT_BLOCK))).then_some(DEFAULT_BLOCK)
 }
 
 fn address(transport: Transport, ip: IpAddr, service: u16) -> TransportAddress {

@@ -305,7 +305,8 @@ pub struct Namespace {
     /// Create the file with this size if it does not exist.
     #[serde(default)]
     pub create: Option<Size>,
-    /// Logical block size: 512 or 4096 bytes; 4096 when absent, or the device's own.
+    /// Logical block size: 512 or 4096 bytes. When absent it is a block device's own, 512 for a file whose length is not a
+    /// multiple of 4096, and 4096 for everything else.
     #[serde(default)]
     pub block_size: Option<Size>,
     /// Refuse writes.

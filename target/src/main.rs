@@ -55,7 +55,7 @@ struct Serve {
     /// Create the files of --file with this size where they do not exist.
     #[arg(long, value_name = "SIZE", requires = "file")]
     create: Option<Size>,
-    /// Logical block size for --ram and --file: 512 or 4096 [default: 4096].
+    /// Logical block size for --ram and --file: 512 or 4096 [default: 4096, or a block device's own].
     #[arg(long, value_name = "BYTES")]
     block_size: Option<Size>,
     /// Refuse writes to what --ram and --file serve.

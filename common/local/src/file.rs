@@ -9,6 +9,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::Duration;
 
 use homi_queue::{Buffer, Data};
 use homi_reactor::file_ring::FileBackend;
@@ -397,6 +399,11 @@ fn whole_file(kind: libc::c_int) -> libc::flock {
     }
 }
 
+/// How often a lock is tried for, and how long to wait in between: the kernel closes the files of a killed process's io_uring
+/// a moment after the process is gone, and whoever restarts a service does not wait for that.
+const LOCK_ATTEMPTS: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(25);
+
 /// Locks the file against being served twice: exclusively, or together with other readers if it is served
 /// read-only. The lock belongs to this opening of the file, so it also keeps out a second opening in this process.
 /// Returns why there is no lock if the file system has none.
@@ -407,7 +414,16 @@ fn lock(options: &FileOptions, descriptor: &OwnedFd) -> Result<Option<String>, O
         libc::F_WRLCK
     };
     let path = || options.path.clone();
-    match fcntl(descriptor, FcntlArg::F_OFD_SETLK(&whole_file(kind))) {
+    let mut attempts = LOCK_ATTEMPTS;
+    let outcome = loop {
+        let outcome = fcntl(descriptor, FcntlArg::F_OFD_SETLK(&whole_file(kind)));
+        attempts -= 1;
+        if attempts == 0 || !matches!(outcome, Err(Errno::EAGAIN | Errno::EACCES)) {
+            break outcome;
+        }
+        thread::sleep(LOCK_PAUSE);
+    };
+    match outcome {
         Ok(_) => Ok(None),
         Err(Errno::EAGAIN | Errno::EACCES) => Err(OpenError::InUse { path: path() }),
         Err(errno @ (Errno::ENOLCK | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS)) => {
