@@ -7,10 +7,14 @@
 //! a buffer only while as much as it holds is left for others ([`Pool::may_lend`]), and none of them ever comes from the
 //! [`RESERVE`] for data that has arrived in a capsule, which only executors hold.
 
+use std::collections::VecDeque;
+
 use homi_queue::{Budget, Data, Region};
 
 const SMALLEST: usize = 4096;
 const ALIGNMENT: usize = 4096;
+/// How many buffers that are being sent are looked at when one is wanted.
+const LOOKED_AT: usize = 64;
 /// Bytes beyond the configured ones for data that came in a capsule: as much as a capsule can carry.
 const RESERVE: usize = 64 << 10;
 
@@ -25,6 +29,8 @@ pub(crate) struct Pool {
     idle: usize,
     /// Bytes of buffers that wait for hosts.
     lent: usize,
+    /// Buffers that are being sent: free as soon as nobody else refers to them.
+    sending: VecDeque<Region>,
 }
 
 impl Pool {
@@ -38,12 +44,14 @@ impl Pool {
             capacity,
             idle: 0,
             lent: 0,
+            sending: VecDeque::new(),
         }
     }
 
     /// Whether a connection that holds `held` bytes of buffers for as long as its host likes may have another one for `len` bytes:
     /// if as much as it holds then is left for others, or if nobody holds any.
-    pub(crate) fn may_lend(&self, held: usize, len: usize) -> bool {
+    pub(crate) fn may_lend(&mut self, held: usize, len: usize) -> bool {
+        self.reclaim();
         let size = size_of_class(class_of(len));
         let available = self.capacity.saturating_sub(self.budget.used()) + self.idle;
         match available.checked_sub(size + RESERVE) {
@@ -67,6 +75,9 @@ impl Pool {
     /// A buffer of `len` bytes, or `None` when the budget is used up (or `len` is beyond the largest class).
     pub(crate) fn take(&mut self, len: usize) -> Option<Data> {
         let class = class_of(len);
+        if self.free.get(class)?.is_empty() {
+            self.reclaim();
+        }
         let region = match self.free.get_mut(class)?.pop() {
             Some(region) => {
                 self.idle -= region.len();
@@ -89,6 +100,30 @@ impl Pool {
         {
             self.idle += region.len();
             free.push(region);
+        }
+    }
+
+    /// Remembers a buffer that is about to be sent, to use it again afterwards.
+    pub(crate) fn sending(&mut self, data: &Data) {
+        if let Data::One(segment) = data {
+            self.sending.push_back(segment.region().clone());
+        }
+    }
+
+    /// Takes back buffers that were sent.
+    fn reclaim(&mut self) {
+        for _ in 0..self.sending.len().min(LOOKED_AT) {
+            let Some(region) = self.sending.pop_front() else {
+                return;
+            };
+            if !region.is_unique() {
+                self.sending.push_back(region);
+                continue;
+            }
+            if let Some(free) = self.free.get_mut(class_of(region.len())) {
+                self.idle += region.len();
+                free.push(region);
+            }
         }
     }
 

@@ -668,12 +668,19 @@ impl Session {
             attached.view.record_error(cid, completion.status, 0, 0);
         }
         match kind {
-            Kind::Read { to_host, .. } if completion.is_success() => {
+            Kind::Read { to_host, lent } if completion.is_success() => {
                 counters.read(u64::from(to_host));
+                if lent > 0 {
+                    core.pool.sending(&finished.data);
+                }
                 let len = to_host as usize;
                 return self.respond_with_data(core, key, cid, completion, finished.data, len);
             }
-            Kind::Read { .. } => {}
+            Kind::Read { lent, .. } => {
+                if lent > 0 {
+                    core.pool.put(finished.data);
+                }
+            }
             Kind::Write { from_host } => {
                 if completion.is_success() {
                     counters.write(u64::from(from_host));
