@@ -27,5 +27,6 @@ pub mod pair;
 pub mod peer;
 pub mod pipe;
 pub mod random;
+pub mod relay;
 pub mod settings;
 pub mod units;

@@ -169,7 +169,7 @@ fn run<T>(
         step = match step {
             Step::Submit { command, data } => {
                 let (completion, data) =
-                    execute(queue, command, data).map_err(|reason| reason.to_string())?;
+                    execute(world, queue, command, data).map_err(|reason| reason.to_string())?;
                 let answer = Answer {
                     completion,
                     data: &data,
@@ -187,6 +187,7 @@ fn run<T>(
 }
 
 fn execute(
+    world: &World,
     queue: &mut Issuer<PipeQueue>,
     command: Command,
     data: StepData,
@@ -197,10 +198,26 @@ fn execute(
         StepData::Out(bytes) => Data::whole(Region::from_vec(bytes)),
         StepData::In(len) => Data::whole(Region::from_vec(vec![0; len])),
     };
-    let (completion, data) = queue
-        .try_execute(command, data)
-        .map_err(|lost| lost.reason().clone())?;
-    Ok((completion, if incoming { bytes_of(&data) } else { Vec::new() }))
+    let reason = |lost: QueueLost| lost.reason().clone();
+    let id = queue.submit(command, data);
+    queue.commit().map_err(reason)?;
+    let completed = loop {
+        // Asked first: what comes of the poll is found below.
+        let idle = world.is_idle();
+        queue.poll().map_err(reason)?;
+        if let Some(completed) = queue.take(id) {
+            break completed;
+        }
+        if idle {
+            return Err(LostReason::Io("no answer, and nothing is under way".to_owned()));
+        }
+    };
+    let bytes = if incoming {
+        bytes_of(&completed.data)
+    } else {
+        Vec::new()
+    };
+    Ok((completed.completion, bytes))
 }
 
 fn nqn(name: &str) -> Nqn {
@@ -306,8 +323,8 @@ impl PairHost {
         loop {
             step = match step {
                 DiscoveryStep::Submit { command, data } => {
-                    let (completion, data) =
-                        execute(&mut self.admin, command, data).map_err(|reason| reason.to_string())?;
+                    let (completion, data) = execute(&self.world, &mut self.admin, command, data)
+                        .map_err(|reason| reason.to_string())?;
                     discovery.next(Some(&Answer {
                         completion,
                         data: &data,
@@ -348,7 +365,7 @@ impl Host for PairHost {
     }
 
     fn try_admin(&mut self, command: Command, data: StepData) -> Result<(Completion, Vec<u8>), String> {
-        execute(&mut self.admin, command, data).map_err(|reason| reason.to_string())
+        execute(&self.world, &mut self.admin, command, data).map_err(|reason| reason.to_string())
     }
 
     fn try_queue(&mut self, depth: u16) -> Result<Issuer<PipeQueue>, String> {

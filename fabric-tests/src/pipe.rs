@@ -90,6 +90,13 @@ impl Lane {
         piece
     }
 
+    fn forget(&mut self) {
+        self.under_way = VecDeque::new();
+        self.arrived = Vec::new();
+        self.taken = 0;
+        self.units = Splitter::default();
+    }
+
     fn has_arrived(&self) -> bool {
         self.taken < self.arrived.len()
     }
@@ -200,6 +207,17 @@ impl World {
             inner.advance_to(due);
         }
         inner.advance_to(end);
+    }
+
+    /// Whether nothing more happens unless a host or a test does something: nothing is under way, nothing waits to be
+    /// received, and the target executes nothing.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        let mut inner = self.0.borrow_mut();
+        inner.pump();
+        !inner.target.poll()
+            && inner.next_arrival().is_none()
+            && !inner.links.iter().any(|link| link.to_host.has_arrived())
     }
 
     /// Moves everything that can move now.
@@ -408,6 +426,14 @@ impl Pipe {
 impl Drop for Pipe {
     fn drop(&mut self) {
         self.hang_up();
+        // Nobody can ask for what came, and a test may make thousands of connections.
+        if let Ok(mut inner) = self.world.0.try_borrow_mut() {
+            let link = &mut inner.links[self.link];
+            link.to_host.forget();
+            if link.connection.is_none() {
+                link.to_target.forget();
+            }
+        }
     }
 }
 

@@ -17,3 +17,6 @@ fabric_tests::over_every_path! {
         more_commands_than_the_queue_holds, an_id_that_is_in_use, commands_on_the_wrong_queue,
         nothing_leaks_in_completions, too_many_event_requests;
     endings: gone_in_the_middle_of_a_write, the_admin_connection_goes_first;
+    resources: writes_whose_data_never_comes, more_data_in_capsules_than_there_are_buffers,
+        more_reads_with_digests_than_there_are_buffers;
+}

@@ -30,8 +30,9 @@ pub fn writes_whose_data_never_comes<H: Harness>() {
         for _ in 0..100 {
             io.submit_for(Command::write(2, 0, 256).0, 1 << 20);
         }
-        // The first of them has been asked for, so all of them have been seen to.
-        io.expect(PduType::R2T);
+        // The answer to a command that came after them: they have all been seen to.
+        io.submit(Command::flush(2).0, &[]);
+        while io.unit().pdu != PduType::CAPSULE_RESP {}
         hostile.push((admin, io));
     }
     for round in 0..4 {
@@ -72,5 +73,35 @@ pub fn more_data_in_capsules_than_there_are_buffers<H: Harness>() {
             let bytes = contents(round << 8 | index, 8192);
             assert_eq!(read(&mut queue, (2, 4096), 2 * index, 2), bytes);
         }
+    }
+}
+
+/// More data at once than there are buffers for what a data digest has to stay right for.
+pub fn more_reads_with_digests_than_there_are_buffers<H: Harness>() {
+    let mut config = ram();
+    config.node.shards = Some(1);
+    config.node.max_transfer = "64K".parse().unwrap();
+    config.node.buffers = "64K".parse().unwrap();
+    let mut target = H::start(&config);
+    let mut host = target.host(&HostOptions {
+        data_digest: true,
+        ..HostOptions::default()
+    });
+    let mut queue = host.queue(64);
+    let bytes = contents(1, 64 << 10);
+    for index in 0..8 {
+        write(&mut queue, (2, 4096), 16 * index, &bytes);
+    }
+    let ids: Vec<_> = (0..64_u64)
+        .map(|index| {
+            let read = Command::read(2, 16 * (index % 8), 16);
+            queue.submit(read, crate::issuer::blank(64 << 10))
+        })
+        .collect();
+    queue.commit().unwrap();
+    for id in ids {
+        let completed = queue.completion_of(id).unwrap();
+        assert_eq!(completed.completion.status, Status::SUCCESS);
+        assert!(crate::issuer::bytes_of(&completed.data) == bytes);
     }
 }
