@@ -16,6 +16,7 @@
 )]
 
 pub mod bodies;
+pub mod counts;
 pub mod faults;
 pub mod fuzz;
 pub mod harness;
@@ -27,6 +28,7 @@ pub mod pair;
 pub mod peer;
 pub mod pipe;
 pub mod random;
+pub mod raw;
 pub mod relay;
 pub mod settings;
 pub mod units;

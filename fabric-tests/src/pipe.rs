@@ -286,7 +286,7 @@ impl Inner {
             let bytes = list.to_vec();
             list.clear();
             self.spare = list;
-            self.from_target(index, &bytes);
+            self.target_sends(index, &bytes);
         }
         if !self.target.is_open(connection) {
             let link = &mut self.links[index];
@@ -307,10 +307,10 @@ impl Inner {
     }
 
     /// Bytes that the target sends.
-    fn from_target(&mut self, index: usize, bytes: &[u8]) {
+    fn target_sends(&mut self, index: usize, bytes: &[u8]) {
         let link = &mut self.links[index];
         if link.meddler.is_none() {
-            self.to_host(index, bytes);
+            self.send_to_host(index, bytes);
             return;
         }
         link.to_host.units.push(bytes);
@@ -320,10 +320,10 @@ impl Inner {
     }
 
     /// Bytes that a host sends.
-    fn from_host(&mut self, index: usize, bytes: &[u8]) {
+    fn host_sends(&mut self, index: usize, bytes: &[u8]) {
         let link = &mut self.links[index];
         if link.meddler.is_none() {
-            self.to_target(index, bytes);
+            self.send_to_target(index, bytes);
             return;
         }
         link.to_target.units.push(bytes);
@@ -339,11 +339,11 @@ impl Inner {
         for act in meddler(from, &unit) {
             match act {
                 Act::Forward => match from {
-                    Side::Host => self.to_target(index, &unit),
-                    Side::Target => self.to_host(index, &unit),
+                    Side::Host => self.send_to_target(index, &unit),
+                    Side::Target => self.send_to_host(index, &unit),
                 },
-                Act::ToHost(bytes) => self.to_host(index, &bytes),
-                Act::ToTarget(bytes) => self.to_target(index, &bytes),
+                Act::ToHost(bytes) => self.send_to_host(index, &bytes),
+                Act::ToTarget(bytes) => self.send_to_target(index, &bytes),
                 Act::HangUp => {
                     self.links[index].to_target.ended = true;
                     self.links[index].to_host.ended = true;
@@ -352,7 +352,7 @@ impl Inner {
         }
     }
 
-    fn to_host(&mut self, index: usize, bytes: &[u8]) {
+    fn send_to_host(&mut self, index: usize, bytes: &[u8]) {
         let now = self.target.now();
         let link = &mut self.links[index];
         if !link.broken && !link.to_host.ended && link.to_host.send(bytes, now) {
@@ -360,7 +360,7 @@ impl Inner {
         }
     }
 
-    fn to_target(&mut self, index: usize, bytes: &[u8]) {
+    fn send_to_target(&mut self, index: usize, bytes: &[u8]) {
         let now = self.target.now();
         let link = &mut self.links[index];
         if !link.broken && !link.to_target.ended && link.to_target.send(bytes, now) {
@@ -392,7 +392,7 @@ impl Pipe {
     /// Sends bytes.
     pub fn write(&mut self, bytes: &[u8]) {
         let mut inner = self.world.0.borrow_mut();
-        inner.from_host(self.link, bytes);
+        inner.host_sends(self.link, bytes);
         inner.pump();
     }
 
@@ -446,7 +446,7 @@ impl ByteStream for Pipe {
         }
         let mut bytes = output.to_vec();
         bytes.truncate(link.to_target.plan.room(bytes.len()));
-        inner.from_host(self.link, &bytes);
+        inner.host_sends(self.link, &bytes);
         drop(inner);
         output.advance(bytes.len());
         Ok(bytes.len())

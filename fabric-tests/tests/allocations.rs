@@ -1,5 +1,9 @@
 //! In steady state neither end allocates: counted over the whole process, in which both run, on memory and on a file, on io_uring
 //! and on readiness events.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on ends here and says where"
+)]
 #![expect(unsafe_code, reason = "a counting allocator")]
 
 use std::alloc::{GlobalAlloc, Layout, System};

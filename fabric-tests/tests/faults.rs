@@ -1,6 +1,10 @@
 //! Faults of the stream between the two ends of the pair: pieces of every size, delays, and bytes that change, vanish or never
 //! come. What must hold: with digests no wrong byte is ever taken for a right one; every command has exactly one
 //! outcome; both ends find out, and nothing is left behind.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on ends here and says where"
+)]
 
 use std::time::Duration;
 

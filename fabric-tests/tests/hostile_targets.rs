@@ -2,6 +2,10 @@
 //! on the line who answers one command differently. What must hold: no read ever brings bytes that the target did not
 //! send for it, every command has exactly one outcome, the reason says what was wrong, and the host's other
 //! association goes on.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on ends here and says where"
+)]
 
 use fabric_tests::bodies::{write, write_and_read};
 use fabric_tests::harness::{Harness, Host, HostOptions};
@@ -32,6 +36,7 @@ struct Attack {
 
 /// Bytes of the commands that are attacked.
 const LARGE: usize = 64 << 10;
+const LARGE_BYTES: u32 = 64 << 10;
 
 fn cid(sqe: &Sqe) -> u16 {
     sqe.cid.get()
@@ -119,7 +124,7 @@ fn attacks() -> Vec<Attack> {
             "bytes",
             |units, sqe| {
                 let mut unit = units.c2h(cid(sqe), 0, &[1; 4096], 0);
-                unit[16..20].copy_from_slice(&u32::to_le_bytes(LARGE as u32));
+                unit[16..20].copy_from_slice(&u32::to_le_bytes(LARGE_BYTES));
                 to_host(&[unit])
             },
         ),
@@ -176,7 +181,7 @@ fn attacks() -> Vec<Attack> {
             "a request for more than there is",
             WRITE,
             "expected",
-            |units, sqe| to_host(&[units.r2t(cid(sqe), 1, 0, LARGE as u32 + 4)]),
+            |units, sqe| to_host(&[units.r2t(cid(sqe), 1, 0, LARGE_BYTES + 4)]),
         ),
         plain("a request for 4 GiB", WRITE, "expected", |units, sqe| {
             to_host(&[units.r2t(cid(sqe), 1, 0, u32::MAX)])

@@ -1,4 +1,8 @@
 //! What a target with many idle connections does: nothing. Alone in its process, since it counts what the target's threads do.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on ends here and says where"
+)]
 
 use std::collections::HashMap;
 use std::fs;

@@ -1,5 +1,9 @@
 //! How much memory hosts can make a target use: counted, on the one thread in which a whole target runs. What must hold: a
 //! peer's number never sizes an allocation before it was found right, what waits is bounded, and what goes leaves nothing.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on ends here and says where"
+)]
 #![expect(unsafe_code, reason = "a counting allocator")]
 
 use std::alloc::{GlobalAlloc, Layout, System};

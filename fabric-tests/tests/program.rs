@@ -1,4 +1,9 @@
 //! The program itself, as an operator runs it, with hosts connected: what signals do, and what is there after a restart.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on ends here and says where"
+)]
 
 use std::fs;
 use std::io::{BufRead, BufReader};

@@ -1,4 +1,8 @@
 //! The service as a whole: what changes while it runs concerns nobody else, and many connections cost little.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on ends here and says where"
+)]
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};

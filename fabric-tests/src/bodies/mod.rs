@@ -1,5 +1,5 @@
-//! Tests that are the same over every path. Each is a function over a [`Harness`](crate::harness::Harness); [`over_every_path`]
-//! (crate::over_every_path) makes tests of them.
+//! Tests that are the same over every path. Each is a function over a [`Harness`];
+//! [`over_every_path`](crate::over_every_path) makes tests of them.
 
 pub mod admin;
 pub mod commands;

@@ -1,0 +1,195 @@
+//! Both ends in one process, in steady state: what their own counters say about many I/Os after many others.
+
+use std::thread;
+
+use homi_initiator::{FabricQueue, Initiator, QueueOptions, Uri};
+use homi_queue::{Command, Completed, Data, Queue, Region};
+use homi_reactor::socket;
+use homi_target::{Config, Service, ShardCounters};
+
+use super::allocations::Watch;
+use super::{Case, End, Failure, ratio};
+
+/// The name of the thread that submits.
+pub const THREAD: &str = "initiator";
+/// Bytes of a logical block.
+const BLOCK: usize = 4096;
+/// Bytes of the namespace.
+const NAMESPACE: usize = 64 << 20;
+const NQN: &str = "nqn.2026-01.io.homi-fabrics:counts";
+
+/// What an I/O costs one end.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Cost {
+    /// Heap allocations, if the process counts them.
+    pub allocations: Option<f64>,
+    /// Payload copies in user space between socket and buffer: commands with at least one.
+    pub copies: f64,
+    /// Bytes of those copies.
+    pub bytes_copied: f64,
+    /// System calls.
+    pub syscalls: f64,
+    /// Those among them that found nothing to do: the price of polling a socket.
+    pub empty_syscalls: f64,
+}
+
+/// What one case costs both ends.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Costs {
+    /// What was done.
+    pub case: Case,
+    /// How many I/Os were counted.
+    pub ios: u64,
+    /// The target.
+    pub target: Cost,
+    /// The initiator.
+    pub initiator: Cost,
+}
+
+impl Costs {
+    /// Of one end.
+    #[must_use]
+    pub fn of(&self, end: End) -> &Cost {
+        match end {
+            End::Target => &self.target,
+            End::Initiator => &self.initiator,
+        }
+    }
+}
+
+/// A target with one shard and a namespace in memory, in this process. The shard stays on the first of the process's cores, since
+/// that is what `pin` does.
+///
+/// # Errors
+/// Whatever the service says.
+pub fn target() -> Result<Service, Failure> {
+    let text = format!(
+        "[node]\nshards = 1\npin = true\n[[listener]]\naddress = \"127.0.0.1:0\"\n[[subsystem]]\nnqn = \"{NQN}\"\n\
+         allow_any_host = true\nnamespace = [{{ nsid = 1, ram = {NAMESPACE} }}]\n"
+    );
+    let config: Config = toml::from_str(&text)?;
+    Ok(Service::start(&config)?)
+}
+
+/// A closed loop of I/Os on one queue.
+struct Loop {
+    queue: FabricQueue,
+    case: Case,
+    /// Memory that no command uses.
+    free: Vec<Data>,
+    completed: Vec<Completed>,
+    random: u64,
+}
+
+impl Loop {
+    fn new(queue: FabricQueue, case: Case) -> Result<Self, Failure> {
+        let depth = usize::from(case.depth);
+        let region = Region::allocate(case.io_bytes * depth, BLOCK)?;
+        let mut free = Vec::with_capacity(depth);
+        for number in 0..depth {
+            let start = number * case.io_bytes;
+            free.push(Data::One(region.segment(start..start + case.io_bytes)?));
+        }
+        Ok(Self {
+            queue,
+            case,
+            free,
+            completed: Vec::with_capacity(depth),
+            random: 0x9e37_79b9_7f4a_7c15,
+        })
+    }
+
+    fn command(&mut self) -> Command {
+        // xorshift64
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        let blocks = u32::try_from(self.case.io_bytes / BLOCK).unwrap_or(1);
+        let units = (NAMESPACE / self.case.io_bytes) as u64;
+        let lba = self.random % units * u64::from(blocks);
+        if self.case.write {
+            Command::write(1, lba, blocks)
+        } else {
+            Command::read(1, lba, blocks)
+        }
+    }
+
+    /// Completes so many I/Os, with as many in flight as the case says, and leaves the queue as full as it is.
+    fn run(&mut self, ios: u64) -> Result<(), Failure> {
+        let mut done = 0;
+        while done < ios {
+            while let Some(data) = self.free.pop() {
+                let slot = self.queue.reserve()?;
+                let command = self.command();
+                self.queue.submit(slot, command, data);
+            }
+            self.queue.commit()?;
+            self.queue.poll(&mut self.completed)?;
+            for Completed { completion, data, .. } in self.completed.drain(..) {
+                if !completion.is_success() {
+                    return Err(format!("an I/O failed: {:?}", completion.status).into());
+                }
+                done += 1;
+                self.free.push(data);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn shard(service: &Service) -> Result<ShardCounters, Failure> {
+    let counters = service.counters().into_iter().next();
+    counters.ok_or_else(|| "the target has no shard".into())
+}
+
+/// Measures one case after a warm-up of half as many I/Os. The initiator stays on `core`, if one is given.
+///
+/// # Errors
+/// Whatever either end says.
+pub fn measure(service: &Service, case: Case, ios: u64, core: Option<usize>) -> Result<Costs, Failure> {
+    let address = *service.addresses().first().ok_or("the target does not listen")?;
+    let uri: Uri = format!("nvme+tcp://{address}/{NQN}").parse()?;
+    let work = || -> Result<Costs, Failure> {
+        if let Some(core) = core {
+            socket::pin_current_thread(core)?;
+        }
+        let controller = Initiator::new()?.connect(&uri)?;
+        let queue = controller.queue(QueueOptions::depth(case.depth))?;
+        let mut io = Loop::new(queue, case)?;
+        io.run(ios / 2)?;
+        let (target, initiator) = (Watch::new(End::Target), Watch::new(End::Initiator));
+        let before = (shard(service)?, io.queue.counters());
+        let allocated = (target.count(), initiator.count());
+        io.run(ios)?;
+        let allocations = (target.count() - allocated.0, initiator.count() - allocated.1);
+        let after = (shard(service)?, io.queue.counters());
+        let per = |after: u64, before: u64| ratio(after - before, ios);
+        let counted = |watch: &Watch, count: u64| (watch.threads() > 0).then(|| ratio(count, ios));
+        Ok(Costs {
+            case,
+            ios,
+            target: Cost {
+                allocations: counted(&target, allocations.0),
+                copies: per(after.0.copies, before.0.copies),
+                bytes_copied: per(after.0.bytes_copied, before.0.bytes_copied),
+                syscalls: per(after.0.syscalls, before.0.syscalls),
+                empty_syscalls: 0.0,
+            },
+            initiator: Cost {
+                allocations: counted(&initiator, allocations.1),
+                copies: per(after.1.copies, before.1.copies),
+                bytes_copied: per(after.1.bytes_copied, before.1.bytes_copied),
+                syscalls: per(after.1.system_calls(), before.1.system_calls()),
+                empty_syscalls: per(after.1.empty_receives, before.1.empty_receives),
+            },
+        })
+    };
+    thread::scope(|scope| {
+        let submitting = thread::Builder::new()
+            .name(THREAD.to_owned())
+            .spawn_scoped(scope, work)?;
+        submitting
+            .join()
+            .unwrap_or_else(|_| Err("the submitting thread panicked".into()))
+    })
+}
