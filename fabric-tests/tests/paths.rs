@@ -16,9 +16,9 @@ fabric_tests::over_every_path! {
         an_allow_list_keeps_strangers_out, a_subsystem_that_does_not_exist, a_host_that_is_no_longer_allowed;
     events: namespaces_come_and_go, many_changes_at_once, events_that_are_switched_off,
         the_discovery_log_changes;
-    limits: controllers_of_one_host, queues_of_one_controller, connections_of_the_node;
+    limits: controllers_of_one_host, queues_of_one_controller, connections_of_the_node, connections_of_one_host;
     life: a_silent_host_is_dropped, keep_alive_timeouts_are_rounded_up, a_reset_controller_is_enabled_again,
         a_controller_that_is_shut_down, a_host_that_disconnects, queues_that_come_and_go,
         abort_of_a_write_that_waits_for_its_data, abort_of_what_does_not_exist, disconnect_of_one_queue,
-        failures_do_not_use_slots_up;
+        failures_do_not_use_slots_up, a_reset_with_event_requests_outstanding, keep_alives_around_a_shutdown;
 }

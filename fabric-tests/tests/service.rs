@@ -19,7 +19,7 @@ use fabric_tests::peer::{End, RawHost, connect_data, socket_wire};
 use fabric_tests::random::contents;
 use fabric_tests::settings::{DATA, OTHER, STRANGER, everything, node, ram};
 use fabric_tests::units::{Units, ic_req};
-use homi_initiator::FabricQueue;
+use homi_initiator::{FabricQueue, SubsystemKind};
 use homi_queue::Command;
 use homi_spec::Status;
 use homi_spec::fabrics::ConnectCommand;
@@ -301,6 +301,43 @@ fn files_keep_their_blocks_over_a_restart() {
             );
         }
     }
+}
+
+/// A referral is followed to another node, and what both know is listed once.
+#[test]
+fn discovery_follows_referrals_to_another_node() {
+    let second = Network::start(&with_other(1));
+    let mut config = ram();
+    config.discovery.referral = node(&format!(
+        "[[discovery.referral]]\naddress = \"{}\"\n",
+        second.address()
+    ))
+    .discovery
+    .referral;
+    let mut first = Network::start(&config);
+    let records = first.discover(STRANGER).unwrap();
+    let mut found: Vec<(String, String)> = records
+        .iter()
+        .filter(|record| record.kind == SubsystemKind::Nvm)
+        .map(|record| (record.subsystem.to_string(), record.service.clone()))
+        .collect();
+    found.sort();
+    let port = |target: &Network| target.address().port().to_string();
+    let mut expected = [
+        (DATA.to_owned(), port(&first)),
+        (DATA.to_owned(), port(&second)),
+        (OTHER.to_owned(), port(&second)),
+    ];
+    expected.sort();
+    assert_eq!(found, expected);
+    // What was found can be used as it is.
+    let other = records
+        .iter()
+        .find(|record| record.subsystem.as_str() == OTHER)
+        .unwrap();
+    let address = format!("{}:{}", other.address, other.service).parse().unwrap();
+    let mut host = NetworkHost::connect(address, &HostOptions::at(OTHER)).unwrap();
+    write_and_read(&mut host.queue(1), (1, 4096), 0, 1);
 }
 
 /// A connection that is not connected to a subsystem in time is closed, whatever it says meanwhile.

@@ -544,6 +544,13 @@ impl Engine {
         self.sessions.get_mut(key).map_or(0, |session| session.backlog())
     }
 
+    /// Whether a connection's next bytes are most likely data of transfers of at least `size` bytes.
+    pub(crate) fn expects(&mut self, key: Key, size: usize) -> bool {
+        self.sessions
+            .get_mut(key)
+            .is_some_and(|session| session.expects(size))
+    }
+
     /// How payload came so far.
     pub(crate) fn payload(&self) -> Payload {
         self.core.payload

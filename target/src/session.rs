@@ -200,6 +200,11 @@ impl Session {
         self.stalled.is_some()
     }
 
+    /// Whether what comes next is most likely data of transfers of at least `size` bytes: as many bytes are asked for.
+    pub(crate) fn expects(&self, size: usize) -> bool {
+        self.lent > 0 && self.lent >= size * usize::from(self.transport.in_flight())
+    }
+
     /// What its buffers count of those that wait for hosts.
     pub(crate) fn lent(&self) -> usize {
         self.lent

@@ -549,6 +549,8 @@ impl Shard {
                     segment,
                     lookahead: LOOKAHEAD,
                 },
+                // No more than the next headers: what follows them goes where it belongs.
+                None if self.engine.expects(key, DIRECT) => Receive::Staging { limit: LOOKAHEAD },
                 None => Receive::Staging { limit: STAGING },
             };
             self.reactor.receive(socket.key, receive);

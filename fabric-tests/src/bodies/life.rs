@@ -5,7 +5,7 @@ use std::time::Duration;
 use homi_fabric::host::StepData;
 use homi_queue::Command;
 use homi_spec::Status;
-use homi_spec::admin::Abort;
+use homi_spec::admin::{self, Abort};
 use homi_spec::command::Fuse;
 use homi_spec::controller::{Cc, Csts, ShutdownNotification, ShutdownStatus};
 use homi_spec::fabrics::{Disconnect, Property, PropertyGet, PropertySet, PropertySize};
@@ -239,5 +239,112 @@ pub fn failures_do_not_use_slots_up<H: Harness>() {
             assert!(!queue.status(command, data).is_success());
         }
         write_and_read(&mut queue, (1, 512), 0, round);
+    }
+}
+
+/// A reset ends the event requests that wait, in whatever order with its own answer; changes meanwhile confuse nobody, and the
+/// controller that is enabled again reports the next one.
+pub fn a_reset_with_event_requests_outstanding<H: Harness>() {
+    let mut config = ram();
+    let mut target = H::start(&config);
+    let mut admin = target.raw();
+    admin.initialize(Units::PLAIN);
+    admin.connect_admin(0);
+    let mut removed = config.clone();
+    removed.subsystem[0].namespace.pop();
+    let enabled = Cc::default().with_standard_entry_sizes().with_enabled(true);
+    for round in 0..5 {
+        admin.enable();
+        let requests: Vec<u16> = (0..4)
+            .map(|_| admin.submit(admin::async_event_request(0), &[]))
+            .collect();
+        if round % 2 == 1 {
+            // One of them is answered by an event that happens before.
+            target.apply(&removed).unwrap();
+            let cqe = admin.expect(PduType::CAPSULE_RESP).cqe();
+            assert_eq!((cqe.status(), cqe.dw0.get()), (Status::SUCCESS, 0x0004_0002));
+            assert_eq!(cqe.cid.get(), requests[0]);
+        }
+        let set = PropertySet {
+            size: PropertySize::Four,
+            property: Property::CC,
+            value: enabled.with_enabled(false).0.into(),
+        };
+        let reset = admin.submit(set.to_sqe(0), &[]);
+        target.apply(&config).unwrap();
+        let waiting = &requests[usize::from(round % 2 == 1)..];
+        let mut answered = Vec::new();
+        for _ in 0..=waiting.len() {
+            let cqe = admin.expect(PduType::CAPSULE_RESP).cqe();
+            let cid = cqe.cid.get();
+            if cid == reset {
+                assert_eq!(cqe.status(), Status::SUCCESS);
+            } else {
+                assert!(waiting.contains(&cid));
+                assert!(
+                    cqe.status().is(Status::ABORTED_SQ_DELETION) || cqe.status().is_success(),
+                    "{}",
+                    cqe.status()
+                );
+            }
+            answered.push(cid);
+        }
+        answered.sort_unstable();
+        answered.dedup();
+        assert_eq!(answered.len(), waiting.len() + 1, "each is answered once");
+        assert!(!Csts(admin.csts()).ready());
+    }
+    config.subsystem[0].namespace.clear();
+    target.apply(&config).unwrap();
+    admin.enable();
+    assert_eq!(admin.keep_alive(), Status::SUCCESS);
+}
+
+/// Keep-alives before, with and after the shutdown notification in one batch are all answered; what ends an association late
+/// ends it once.
+pub fn keep_alives_around_a_shutdown<H: Harness>() {
+    let (mut target, _host, mut queue) = ram_and_queue::<H>(2);
+    for how in [ShutdownNotification::Normal, ShutdownNotification::Abrupt] {
+        let mut admin = target.raw();
+        admin.initialize(Units::PLAIN);
+        let controller = admin.connect_admin(60_000);
+        admin.enable();
+        let mut io = target.raw();
+        io.initialize(Units::PLAIN);
+        io.connect_io(controller, 1, 32);
+        let cc = Cc::default().with_standard_entry_sizes().with_enabled(true);
+        let set = PropertySet {
+            size: PropertySize::Four,
+            property: Property::CC,
+            value: cc.with_shutdown(how).0.into(),
+        };
+        let mut batch = Vec::new();
+        let mut ids = Vec::new();
+        for mut sqe in [
+            admin::keep_alive(0),
+            set.to_sqe(0),
+            admin::keep_alive(0),
+            set.to_sqe(0),
+            admin::keep_alive(0),
+        ] {
+            let cid = admin.next_cid();
+            sqe.cid = cid.into();
+            sqe.set_psdt(homi_spec::command::Psdt::SGL);
+            batch.extend(Units::PLAIN.capsule(sqe, &[]));
+            ids.push(cid);
+        }
+        admin.send(&batch);
+        for cid in ids {
+            // A controller that is shut down takes fabrics commands only.
+            let status = admin.response(cid).status();
+            assert!(
+                status.is_success() || status.is(Status::COMMAND_SEQUENCE_ERROR),
+                "{status}"
+            );
+        }
+        assert_eq!(io.end(), End::Closed);
+        drop((admin, io));
+        write_and_read(&mut queue, (1, 512), 0, 1);
+        target.wait_for_connections(2);
     }
 }

@@ -62,3 +62,18 @@ pub fn connections_of_the_node<H: Harness>() {
     write_and_read(&mut third.queue(1), (1, 512), 0, 2);
     write_and_read(&mut queue, (1, 512), 0, 3);
 }
+
+/// Connections of one host: it is told that there is no more room, and another host has room all the same.
+pub fn connections_of_one_host<H: Harness>() {
+    let mut config = ram();
+    config.limits.connections_per_host = 3;
+    let mut target = H::start(&config);
+    let mut host = target.host(&HostOptions::default());
+    let mut queue = host.queue(4);
+    let mut other = target.host(&HostOptions::default());
+    let refusal = other.try_queue(1).err().unwrap();
+    assert!(refusal.contains("no free controller or queue"), "{refusal}");
+    let mut stranger = target.host(&HostOptions::named(STRANGER));
+    write_and_read(&mut stranger.queue(2), (1, 512), 0, 1);
+    write_and_read(&mut queue, (1, 512), 0, 2);
+}
