@@ -23,10 +23,8 @@ const NQN: &str = "nqn.2026-01.io.homi-fabrics:counts";
 pub struct Cost {
     /// Heap allocations, if the process counts them.
     pub allocations: Option<f64>,
-    /// Payload copies in user space between socket and buffer: commands with at least one.
+    /// Payload copies in user space between socket and buffer: bytes copied, in payloads.
     pub copies: f64,
-    /// Bytes of those copies.
-    pub bytes_copied: f64,
     /// System calls.
     pub syscalls: f64,
     /// Those among them that found nothing to do: the price of polling a socket.
@@ -164,21 +162,20 @@ pub fn measure(service: &Service, case: Case, ios: u64, core: Option<usize>) -> 
         let allocations = (target.count() - allocated.0, initiator.count() - allocated.1);
         let after = (shard(service)?, io.queue.counters());
         let per = |after: u64, before: u64| ratio(after - before, ios);
+        let payloads = |bytes: u64| ratio(bytes, ios * case.io_bytes as u64);
         let counted = |watch: &Watch, count: u64| (watch.threads() > 0).then(|| ratio(count, ios));
         Ok(Costs {
             case,
             ios,
             target: Cost {
                 allocations: counted(&target, allocations.0),
-                copies: per(after.0.copies, before.0.copies),
-                bytes_copied: per(after.0.bytes_copied, before.0.bytes_copied),
+                copies: payloads(after.0.bytes_copied - before.0.bytes_copied),
                 syscalls: per(after.0.syscalls, before.0.syscalls),
                 empty_syscalls: 0.0,
             },
             initiator: Cost {
                 allocations: counted(&initiator, allocations.1),
-                copies: per(after.1.copies, before.1.copies),
-                bytes_copied: per(after.1.bytes_copied, before.1.bytes_copied),
+                copies: payloads(after.1.bytes_copied - before.1.bytes_copied),
                 syscalls: per(after.1.system_calls(), before.1.system_calls()),
                 empty_syscalls: per(after.1.empty_receives, before.1.empty_receives),
             },

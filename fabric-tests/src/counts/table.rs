@@ -84,8 +84,6 @@ impl Table {
         );
         let copies = of_size(&|costs| json!(round(costs.of(end).copies, 4)));
         object.insert("copies_per_io".to_owned(), copies);
-        let bytes = of_size(&|costs| json!(round(costs.of(end).bytes_copied, 0)));
-        object.insert("bytes_copied_per_io".to_owned(), bytes);
         object.insert(
             "syscalls_per_io".to_owned(),
             of_depth(&|costs| costs.of(end).syscalls),
@@ -128,7 +126,7 @@ impl Table {
             "io_bytes": { "syscalls_per_io": SMALL, "instructions_per_io": SMALL },
             "how": {
                 "allocations_per_io": format!("most of any case, by a counting allocator, over {} I/Os in steady state", setting.ios),
-                "copies_per_io": "commands whose payload was copied in user space between socket and buffer, wholly or in part; \
+                "copies_per_io": "bytes copied in user space between socket and buffer, in payloads; \
                                   the namespace's own copy of a write is its medium and not counted",
                 "syscalls_per_io": "by both ends' own counters, 4 KiB reads, by depth; receives that found nothing included",
                 "instructions_per_io": format!(
@@ -275,7 +273,6 @@ mod tests {
         let cost = Cost {
             allocations: Some(0.0),
             copies: 1.0,
-            bytes_copied: 4096.0,
             syscalls: 0.25,
             empty_syscalls: 0.5,
         };
