@@ -471,7 +471,13 @@ impl Session {
     /// Gets a buffer for a command and goes on with it; false if there is none yet.
     fn take_buffer(&mut self, core: &mut Core, key: CommandKey, mut command: Buffered) -> bool {
         let len = command.transfer.len() as usize;
-        let held = self.lent + self.transport.output().remaining();
+        // Only with a digest is what waits to be sent in buffers of the pool.
+        let unsent = if self.transport.data_digest() {
+            self.transport.output().remaining()
+        } else {
+            0
+        };
+        let held = self.lent + unsent;
         let data = if command.in_capsule || core.pool.may_lend(held, len) {
             core.pool.take(len)
         } else {
