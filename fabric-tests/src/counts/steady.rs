@@ -190,3 +190,30 @@ pub fn measure(service: &Service, case: Case, ios: u64, core: Option<usize>) -> 
             .unwrap_or_else(|_| Err("the submitting thread panicked".into()))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{LARGE, SMALL};
+    use super::*;
+
+    #[test]
+    fn small_payload_is_copied_once_and_large_payload_is_not() {
+        let service = target().unwrap();
+        for (case, at_target, at_initiator) in [
+            (Case::read(SMALL, 32), 0.0..=0.0, 0.99..=1.01),
+            (Case::write(SMALL, 32), 0.99..=1.01, 0.0..=0.0),
+            (Case::read(LARGE, 8), 0.0..=0.0, 0.0..=0.02),
+            // What came with a header.
+            (Case::write(LARGE, 8), 0.0..=0.02, 0.0..=0.0),
+        ] {
+            let costs = measure(&service, case, 400, None).unwrap();
+            assert!(at_target.contains(&costs.target.copies), "{costs:?}");
+            assert!(at_initiator.contains(&costs.initiator.copies), "{costs:?}");
+            assert!(
+                costs.target.syscalls > 0.0 && costs.initiator.syscalls > 0.0,
+                "{costs:?}"
+            );
+            assert_eq!(costs.target.allocations, None, "this program counts none");
+        }
+    }
+}
