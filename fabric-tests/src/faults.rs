@@ -48,8 +48,10 @@ pub struct Plan {
     pub delay: Duration,
     /// Faults by byte, ascending.
     pub faults: Vec<(u64, Fault)>,
-    /// Most bytes that one send takes, if there is a limit; the sender keeps the rest.
+    /// Most bytes that one send of a host takes, if there is a limit; the host keeps the rest.
     pub room: Option<usize>,
+    /// Bytes on their way to a host, or there and not received, from which on nothing more is taken from the target.
+    pub window: Option<usize>,
 }
 
 impl Plan {
@@ -120,6 +122,11 @@ impl Running {
     /// How many of `len` bytes a send takes.
     pub(crate) fn room(&self, len: usize) -> usize {
         self.plan.room.map_or(len, |room| len.min(room.max(1)))
+    }
+
+    /// Whether more may be sent while so many bytes wait.
+    pub(crate) fn is_open(&self, waiting: usize) -> bool {
+        self.plan.window.is_none_or(|window| waiting < window)
     }
 
     pub(crate) fn delay(&self) -> Duration {

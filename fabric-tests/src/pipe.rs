@@ -97,6 +97,12 @@ impl Lane {
         self.units = Splitter::default();
     }
 
+    /// Bytes that were sent and not received.
+    fn waiting(&self) -> usize {
+        let under_way: usize = self.under_way.iter().map(|(_, bytes)| bytes.len()).sum();
+        under_way + self.arrived.len() - self.taken
+    }
+
     fn has_arrived(&self) -> bool {
         self.taken < self.arrived.len()
     }
@@ -281,7 +287,9 @@ impl Inner {
                 None => self.target.receive(connection, &bytes),
             }
         }
-        if let Some(mut list) = self.target.output(connection, std::mem::take(&mut self.spare)) {
+        let waiting = link.to_host.waiting();
+        let open = link.to_host.plan.is_open(waiting);
+        if open && let Some(mut list) = self.target.output(connection, std::mem::take(&mut self.spare)) {
             moved = true;
             let bytes = list.to_vec();
             list.clear();

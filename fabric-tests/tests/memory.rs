@@ -10,10 +10,11 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use fabric_tests::bodies::write_and_read;
+use fabric_tests::faults::{Faults, Plan};
 use fabric_tests::harness::{Harness, Host, HostOptions};
 use fabric_tests::pair::Pair;
-use fabric_tests::peer::{RawHost, connect_data};
-use fabric_tests::settings::ram;
+use fabric_tests::peer::{RawHost, connect_data, memory_wire};
+use fabric_tests::settings::{everything, ram};
 use fabric_tests::units::{Units, ic_req};
 use homi_queue::Command;
 use homi_spec::fabrics::{CNTLID_DYNAMIC, ConnectCommand};
@@ -176,6 +177,56 @@ fn writes_whose_data_never_comes_hold_half_of_the_buffers() {
     });
     println!("{peak} bytes");
     assert!(peak < 5 << 20, "{peak} bytes");
+}
+
+/// A host that reads 100 MiB from a file and takes none of it: what it holds comes out of the same buffers, of which it gets half.
+#[test]
+fn reads_that_nobody_takes_hold_half_of_the_buffers() {
+    for digest in [false, true] {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut config = everything(scratch.path());
+        config.node.buffers = "8M".parse().unwrap();
+        let mut target = Pair::start(&config);
+        let mut host = target.host(&HostOptions::default());
+        let mut queue = host.queue(4);
+        write_and_read(&mut queue, (4, 4096), 0, 1);
+        let units = Units {
+            header_digest: false,
+            data_digest: digest,
+        };
+        let mut admin = target.raw();
+        admin.initialize(units);
+        let controller = admin.connect_admin(0);
+        admin.enable();
+        let narrow = Faults {
+            to_host: Plan {
+                window: Some(4096),
+                ..Plan::default()
+            },
+            ..Faults::default()
+        };
+        let mut io = RawHost::new(memory_wire(target.world().connect(narrow)));
+        io.initialize(units);
+        io.connect_io(controller, 1, 1024);
+        let (peak, ()) = peak_of(|| {
+            for _ in 0..100 {
+                io.submit_for(Command::read(4, 0, 256).0, 1 << 20);
+            }
+            // Everybody else is served meanwhile, which takes the executor through all that it has of the others.
+            for round in 0..4 {
+                write_and_read(&mut queue, (4, 4096), 600, round);
+                write_and_read(&mut queue, (3, 512), 600, round);
+            }
+        });
+        println!("{peak} bytes, data digest {digest}");
+        assert!(peak < 12 << 20, "{peak} bytes");
+        // All of it comes once it is taken.
+        let mut bytes = 0;
+        while bytes < 100 << 20 {
+            let unit = io.unit();
+            bytes += unit.data.len();
+        }
+    }
 }
 
 /// Connections that come and go in every way leave nothing behind.

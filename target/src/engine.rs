@@ -224,6 +224,18 @@ impl Core {
         }
     }
 
+    /// Whether the executor with this handle lends reads its own memory. Where not, they need buffers of the pool, or what
+    /// hosts ask for and do not take would have no bound.
+    #[inline]
+    pub(crate) fn lends_memory(&mut self, handle: u64) -> bool {
+        let index = usize::try_from(handle).unwrap_or(usize::MAX);
+        if !matches!(self.executors.get(index), Some(Some(_))) && !self.open(index) {
+            // What is started there fails before it has any memory.
+            return true;
+        }
+        matches!(self.executors.get(index), Some(Some(executor)) if executor.lends_memory)
+    }
+
     /// Starts a command at the executor with this handle.
     #[inline]
     pub(crate) fn start(&mut self, route: ExecutorRoute, handle: u64, command: Command, data: Data) {

@@ -43,6 +43,8 @@ pub(crate) struct Executor {
     in_flight: usize,
     uncommitted: bool,
     completed: Vec<Completed>,
+    /// A read may be answered with the executor's own memory, which costs none.
+    pub(crate) lends_memory: bool,
     /// The namespace is gone; the executor goes when nothing is in flight.
     pub(crate) retired: bool,
     /// The shard has asked to be woken for this executor.
@@ -61,6 +63,7 @@ impl Executor {
             in_flight: 0,
             uncommitted: false,
             completed: Vec::with_capacity(usize::from(depth)),
+            lends_memory: matches!(backing, Backing::Ram(_)),
             retired: false,
             watched: false,
         })

@@ -13,8 +13,9 @@ use homi_queue::{Budget, Data, Region};
 
 const SMALLEST: usize = 4096;
 const ALIGNMENT: usize = 4096;
-/// How many buffers that are being sent are looked at when one is wanted.
-const LOOKED_AT: usize = 64;
+/// How many buffers that are being sent are looked at when one is wanted: those sent first are free first, but for hosts that do
+/// not take theirs.
+const LOOKED_AT: usize = 16;
 /// Bytes beyond the configured ones for data that came in a capsule: as much as a capsule can carry.
 const RESERVE: usize = 64 << 10;
 
@@ -51,11 +52,11 @@ impl Pool {
     /// Whether a connection that holds `held` bytes of buffers for as long as its host likes may have another one for `len` bytes:
     /// if as much as it holds then is left for others, or if nobody holds any.
     pub(crate) fn may_lend(&mut self, held: usize, len: usize) -> bool {
-        self.reclaim();
+        self.reclaim(LOOKED_AT);
         let size = size_of_class(class_of(len));
         let available = self.capacity.saturating_sub(self.budget.used()) + self.idle;
         match available.checked_sub(size + RESERVE) {
-            Some(left) => self.lent == 0 || left >= held + size,
+            Some(left) => (self.lent == 0 && self.sending.is_empty()) || left >= held + size,
             None => false,
         }
     }
@@ -76,7 +77,7 @@ impl Pool {
     pub(crate) fn take(&mut self, len: usize) -> Option<Data> {
         let class = class_of(len);
         if self.free.get(class)?.is_empty() {
-            self.reclaim();
+            self.reclaim(LOOKED_AT);
         }
         let region = match self.free.get_mut(class)?.pop() {
             Some(region) => {
@@ -110,9 +111,9 @@ impl Pool {
         }
     }
 
-    /// Takes back buffers that were sent.
-    fn reclaim(&mut self) {
-        for _ in 0..self.sending.len().min(LOOKED_AT) {
+    /// Takes back buffers that were sent, after a look at so many.
+    fn reclaim(&mut self, most: usize) {
+        for _ in 0..self.sending.len().min(most) {
             let Some(region) = self.sending.pop_front() else {
                 return;
             };
@@ -133,6 +134,7 @@ impl Pool {
             return Some(region);
         }
         // Idle buffers of other sizes make room.
+        self.reclaim(usize::MAX);
         for free in self.free.iter_mut().rev() {
             while let Some(region) = free.pop() {
                 self.idle -= region.len();

@@ -115,6 +115,8 @@ pub(crate) struct Session {
     pub(crate) queued: bool,
     /// What its buffers count of those that wait for hosts.
     lent: usize,
+    /// Whether any of its answers came out of the pool's buffers.
+    sends_buffers: bool,
     closing: Option<Closing>,
     /// Whether the shard has this session on its list of those with something to send.
     pub(crate) listed: bool,
@@ -143,6 +145,7 @@ impl Session {
             stalled: None,
             queued: false,
             lent: 0,
+            sends_buffers: false,
             closing: None,
             listed: false,
         })
@@ -411,7 +414,7 @@ impl Session {
             Transfer::None => self.start(core, key, cid, Kind::Other, handle, command, Data::None),
             // With a digest, the bytes must stay what they were when it was computed: an executor may lend memory that
             // later commands write to.
-            Transfer::ToHost(len) if !self.transport.data_digest() => {
+            Transfer::ToHost(len) if !self.transport.data_digest() && core.lends_memory(handle) => {
                 let data = Data::Anywhere { len: len as usize };
                 let kind = Kind::Read {
                     to_host: len,
@@ -471,8 +474,7 @@ impl Session {
     /// Gets a buffer for a command and goes on with it; false if there is none yet.
     fn take_buffer(&mut self, core: &mut Core, key: CommandKey, mut command: Buffered) -> bool {
         let len = command.transfer.len() as usize;
-        // Only with a digest is what waits to be sent in buffers of the pool.
-        let unsent = if self.transport.data_digest() {
+        let unsent = if self.sends_buffers {
             self.transport.output().remaining()
         } else {
             0
@@ -683,6 +685,7 @@ impl Session {
                 counters.read(u64::from(to_host));
                 if lent > 0 {
                     core.pool.sending(&finished.data);
+                    self.sends_buffers = true;
                 }
                 let len = to_host as usize;
                 return self.respond_with_data(core, key, cid, completion, finished.data, len);
