@@ -10,10 +10,11 @@
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use homi_reactor::socket;
+use homi_reactor::socket::{self, Congestion};
 
 /// Bytes that one call receives at most.
 pub const ROOM: usize = 256 << 10;
@@ -232,6 +233,7 @@ pub fn exchange(
     for stream in [&client, &server] {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
+        socket::set_congestion(stream.as_fd(), &Congestion::Auto)?;
     }
     thread::scope(|scope| {
         let serving = scope.spawn(move || {

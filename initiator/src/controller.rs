@@ -386,7 +386,7 @@ impl Controller {
         let most = (inner.info.max_queue_entries - 1).min(MAX_DEPTH);
         let depth = u16::try_from(u32::from(depth.max(1)).min(most)).unwrap_or(depth);
         let in_capsule = inner.info.in_capsule.min(MAX_IN_CAPSULE);
-        let socket = dial::connect_again(&inner.peer, inner.address, options.connect_timeout)?;
+        let socket = dial::connect_again(&inner.peer, inner.address, options)?;
         let mut queue = dial::initialize(&inner.peer, options, socket, depth, in_capsule)?;
         let mut connect = IoConnect::new(IoConnectParams {
             host_nqn: options.host_nqn.clone(),

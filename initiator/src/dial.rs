@@ -100,11 +100,11 @@ impl Peer {
 }
 
 /// Connects to the first address that accepts.
-pub(crate) fn connect(peer: &Peer, port: u16, timeout: Duration) -> Result<(OwnedFd, SocketAddr), Error> {
+pub(crate) fn connect(peer: &Peer, port: u16, options: &Options) -> Result<(OwnedFd, SocketAddr), Error> {
     let addresses = socket::resolve(&peer.host, port).map_err(|error| socket_error(peer, error))?;
     let mut failure = None;
     for address in addresses {
-        match socket::connect(address, timeout) {
+        match socket::connect_with(address, options.connect_timeout, &options.congestion) {
             Ok(socket) => return Ok((socket, address)),
             Err(error) => {
                 tracing::debug!(%error, "connecting");
@@ -122,8 +122,9 @@ pub(crate) fn connect(peer: &Peer, port: u16, timeout: Duration) -> Result<(Owne
 }
 
 /// Connects to an address that accepted before.
-pub(crate) fn connect_again(peer: &Peer, address: SocketAddr, timeout: Duration) -> Result<OwnedFd, Error> {
-    socket::connect(address, timeout).map_err(|error| socket_error(peer, error))
+pub(crate) fn connect_again(peer: &Peer, address: SocketAddr, options: &Options) -> Result<OwnedFd, Error> {
+    socket::connect_with(address, options.connect_timeout, &options.congestion)
+        .map_err(|error| socket_error(peer, error))
 }
 
 fn socket_error(peer: &Peer, error: SocketError) -> Error {

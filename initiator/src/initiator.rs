@@ -204,7 +204,7 @@ impl Initiator {
         keep_alive: Duration,
     ) -> Result<(FabricQueue, std::net::SocketAddr, ControllerInfo), Error> {
         let options = &self.shared.options;
-        let (socket, address) = dial::connect(peer, port, options.connect_timeout)?;
+        let (socket, address) = dial::connect(peer, port, options)?;
         let mut queue = dial::initialize(peer, options, socket, ADMIN_ENTRIES - 1, ADMIN_IN_CAPSULE)?;
         let mut bring_up = BringUp::new(BringUpParams {
             host_nqn: options.host_nqn.clone(),

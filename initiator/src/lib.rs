@@ -56,6 +56,7 @@ pub use homi_queue::{
     Buffer, Command, CommandId, Completed, Completion, Data, LostReason, Queue, QueueFull, QueueLost, Region,
     Segment, Undelivered, Wait,
 };
+pub use homi_reactor::socket::Congestion;
 pub use initiator::Initiator;
 pub use options::{InitiatorBuilder, QueueOptions};
 pub use queue::{Counters, FabricQueue, StreamParams, StreamQueue};

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use homi_reactor::socket::Congestion;
 use homi_spec::Nqn;
 
 use crate::error::Error;
@@ -20,6 +21,7 @@ pub(crate) struct Options {
     pub(crate) data_digest: bool,
     pub(crate) sq_flow_control: bool,
     pub(crate) io_queues: u16,
+    pub(crate) congestion: Congestion,
 }
 
 /// Builds an [`Initiator`]. Every choice has a default, so `Initiator::builder().build()` works.
@@ -35,6 +37,7 @@ pub struct InitiatorBuilder {
     data_digest: bool,
     sq_flow_control: bool,
     io_queues: u16,
+    congestion: Congestion,
 }
 
 impl Default for InitiatorBuilder {
@@ -49,6 +52,7 @@ impl Default for InitiatorBuilder {
             data_digest: false,
             sq_flow_control: false,
             io_queues: 64,
+            congestion: Congestion::Auto,
         }
     }
 }
@@ -110,6 +114,12 @@ impl InitiatorBuilder {
         self
     }
 
+    /// Which congestion control bounds what a TCP connection sends. Default: [`Congestion::Auto`].
+    pub fn congestion(mut self, choice: Congestion) -> Self {
+        self.congestion = choice;
+        self
+    }
+
     /// Makes the initiator. No connection is opened and no thread is started yet.
     ///
     /// # Errors
@@ -149,6 +159,7 @@ impl InitiatorBuilder {
             data_digest: self.data_digest,
             sq_flow_control: self.sq_flow_control,
             io_queues: self.io_queues,
+            congestion: self.congestion,
         })
     }
 }

@@ -143,6 +143,9 @@ pub struct NodeSection {
     pub in_capsule: Size,
     /// How long a busy shard keeps polling after its last event before it sleeps, in microseconds; 0 sleeps at once.
     pub poll_us: u64,
+    /// Which TCP congestion control bounds what is sent: `"auto"` (the system's choice, but `cubic` where that is `bbr`),
+    /// `"system"`, or the name of one that the kernel has, such as `"dctcp"`.
+    pub congestion: String,
     /// Offer header digests to hosts that ask for them.
     pub header_digest: bool,
     /// Offer data digests to hosts that ask for them.
@@ -159,6 +162,7 @@ impl Default for NodeSection {
             max_transfer: Size(1 << 20),
             in_capsule: Size(16 << 10),
             poll_us: 50,
+            congestion: "auto".to_owned(),
             header_digest: true,
             data_digest: true,
         }

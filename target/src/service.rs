@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use homi_fabric::controller::{ConfigError as NodeConfigError, PortId};
 use homi_local::OpenError;
-use homi_reactor::socket::{self, SocketError};
+use homi_reactor::socket::{self, Congestion, SocketError};
 use homi_reactor::{Backend, BackendChoice, Event, Options, Reactor, ReactorError, SocketKey, Wait, Waker};
 
 use crate::catalogue::{Address, Catalogue, in_capsule};
@@ -64,6 +64,9 @@ pub enum ServiceError {
     /// An address cannot be listened on.
     #[error("cannot listen: {0}")]
     Listen(#[from] SocketError),
+    /// The configuration's congestion control cannot be used.
+    #[error("node.congestion: {0}")]
+    Congestion(io::Error),
     /// An event loop cannot be had.
     #[error("cannot start an event loop: {0}")]
     Reactor(#[from] ReactorError),
@@ -530,6 +533,8 @@ impl Control {
                 continue;
             }
             let socket = socket::listen(wanted.address, BACKLOG)?;
+            let congestion = Congestion::from(config.node.congestion.as_str());
+            socket::set_congestion(socket.as_fd(), &congestion).map_err(ServiceError::Congestion)?;
             let local = socket::local_address(socket.as_fd()).unwrap_or(wanted.address);
             let port = PortId(self.next_port);
             self.next_port = self.next_port.checked_add(1).unwrap_or(1);

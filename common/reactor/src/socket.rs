@@ -5,9 +5,11 @@
 //!
 //! Not here: asynchronous name resolution ([`resolve`] blocks, so it belongs to the control plane's threads).
 
+use std::ffi::OsString;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::ptr;
 use std::time::{Duration, Instant};
 
@@ -161,6 +163,18 @@ fn refused_listener(errno: Errno, address: SocketAddr, action: &'static str) -> 
 /// # Errors
 /// [`SocketError`] says what to check.
 pub fn connect(address: SocketAddr, timeout: Duration) -> Result<OwnedFd, SocketError> {
+    connect_with(address, timeout, &Congestion::default())
+}
+
+/// As [`connect`], with a choice of congestion control.
+///
+/// # Errors
+/// [`SocketError`] says what to check.
+pub fn connect_with(
+    address: SocketAddr,
+    timeout: Duration,
+    congestion: &Congestion,
+) -> Result<OwnedFd, SocketError> {
     let failed = |action| {
         move |source: io::Error| SocketError::System {
             action,
@@ -171,6 +185,7 @@ pub fn connect(address: SocketAddr, timeout: Duration) -> Result<OwnedFd, Socket
     let started = Instant::now();
     let socket = new_socket(address)?;
     set_no_delay(socket.as_fd(), true).map_err(failed("turn Nagle's delay off"))?;
+    set_congestion(socket.as_fd(), congestion).map_err(failed("choose the congestion control"))?;
     match nix_socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
         Ok(()) => return Ok(socket),
         Err(Errno::EINPROGRESS | Errno::EINTR) => {}
@@ -387,6 +402,63 @@ pub fn set_no_delay(socket: BorrowedFd<'_>, at_once: bool) -> io::Result<()> {
 /// The system's error.
 pub fn set_quick_ack(socket: BorrowedFd<'_>, at_once: bool) -> io::Result<()> {
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_QUICKACK, i32::from(at_once))
+}
+
+/// What decides how much a connection may have on its way (`TCP_CONGESTION`).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Congestion {
+    /// The system's choice, but `cubic` where that is `bbr`: BBR releases data by timers and drains the path for 200 ms every
+    /// 10 s to measure it, which suits a wide-area link and stalls a rack's storage.
+    #[default]
+    Auto,
+    /// The system's choice (`net.ipv4.tcp_congestion_control`), whatever it is.
+    System,
+    /// An algorithm of `net.ipv4.tcp_available_congestion_control`, such as `dctcp`.
+    Named(String),
+}
+
+impl From<&str> for Congestion {
+    fn from(name: &str) -> Self {
+        match name {
+            "auto" => Self::Auto,
+            "system" => Self::System,
+            name => Self::Named(name.to_owned()),
+        }
+    }
+}
+
+/// Chooses a TCP socket's congestion control. Streams that a listener accepts have the listener's.
+///
+/// # Errors
+/// `NotFound` if the kernel has no algorithm with the name, `PermissionDenied` if this user may not choose it.
+pub fn set_congestion(socket: BorrowedFd<'_>, choice: &Congestion) -> io::Result<()> {
+    match choice {
+        Congestion::System => Ok(()),
+        Congestion::Named(name) => set_algorithm(socket, name).map_err(|errno| {
+            let error = io::Error::from(errno);
+            let advice = "choose one of net.ipv4.tcp_available_congestion_control";
+            io::Error::new(
+                error.kind(),
+                format!("congestion control \"{name}\": {errno}: {advice}"),
+            )
+        }),
+        Congestion::Auto => {
+            let current = nix_socket::getsockopt(&socket, sockopt::TcpCongestion)?;
+            // The value comes with the zeros that fill the kernel's field.
+            if !current.as_bytes().starts_with(b"bbr") {
+                return Ok(());
+            }
+            match set_algorithm(socket, "cubic") {
+                // A kernel without it goes on with what it has.
+                Err(Errno::ENOENT | Errno::EPERM) => Ok(()),
+                result => Ok(result?),
+            }
+        }
+    }
+}
+
+fn set_algorithm(socket: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
+    nix_socket::setsockopt(&socket, sockopt::TcpCongestion, &OsString::from(name))
 }
 
 /// How long a receive that finds nothing polls the network device before it gives up (`SO_BUSY_POLL`), in whole

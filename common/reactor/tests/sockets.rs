@@ -256,3 +256,31 @@ fn threads_stay_on_the_core_they_are_pinned_to() {
     .join()
     .unwrap();
 }
+
+#[test]
+fn congestion_control_is_chosen_by_name() {
+    use homi_reactor::socket::Congestion;
+    use nix::sys::socket::{getsockopt, sockopt};
+
+    let name = |socket: &std::os::fd::OwnedFd| {
+        let name = getsockopt(socket, sockopt::TcpCongestion).unwrap();
+        name.to_string_lossy().trim_end_matches('\0').to_owned()
+    };
+    let address = SocketAddr::from(([127, 0, 0, 1], 0));
+    let socket = socket::listen(address, 1).unwrap();
+    let system = name(&socket);
+    socket::set_congestion(socket.as_fd(), &Congestion::System).unwrap();
+    assert_eq!(name(&socket), system);
+    socket::set_congestion(socket.as_fd(), &Congestion::Auto).unwrap();
+    assert!(system == name(&socket) || system == "bbr", "{system}");
+    // Every kernel has this one.
+    socket::set_congestion(socket.as_fd(), &Congestion::from("reno")).unwrap();
+    assert_eq!(name(&socket), "reno");
+    let error = socket::set_congestion(socket.as_fd(), &Congestion::from("fantasy")).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+    assert!(
+        error.to_string().contains("tcp_available_congestion_control"),
+        "{error}"
+    );
+    assert_eq!(name(&socket), "reno");
+}

@@ -29,6 +29,9 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(10);
 const SLEEP_SLACK: u64 = 60_000;
 /// Empty polls between two looks at the clock. On most queues an empty poll is a system call, which costs ten times as much.
 const POLLS_PER_LOOK: u32 = 4;
+/// Pauses between two polls that find nothing, a microsecond or less: a receive takes the lock of its socket, which those who
+/// deliver to it need.
+const PAUSES: u32 = 32;
 /// How far a thread may fall behind its rate and still catch up, in picoseconds: 100 ms.
 const CATCH_UP: u64 = 100_000_000_000;
 /// Units tried before a thread waits for completions because other I/O on them is in flight.
@@ -597,7 +600,9 @@ impl<'a, Q: BenchQueue> Worker<'a, Q> {
         self.empty_polls = self.empty_polls.wrapping_add(1);
         if !self.workload.spin.is_zero() {
             if !self.empty_polls.is_multiple_of(POLLS_PER_LOOK) {
-                std::hint::spin_loop();
+                for _ in 0..PAUSES {
+                    std::hint::spin_loop();
+                }
                 return Ok(());
             }
             self.look();
