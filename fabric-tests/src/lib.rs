@@ -22,6 +22,7 @@ pub mod fuzz;
 pub mod harness;
 pub mod hostile_hosts;
 pub mod issuer;
+pub mod lab;
 pub mod meddler;
 pub mod network;
 pub mod pair;

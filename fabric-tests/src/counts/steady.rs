@@ -171,7 +171,7 @@ pub fn measure(service: &Service, case: Case, ios: u64, core: Option<usize>) -> 
                 allocations: counted(&target, allocations.0),
                 copies: payloads(after.0.bytes_copied - before.0.bytes_copied),
                 syscalls: per(after.0.syscalls, before.0.syscalls),
-                empty_syscalls: 0.0,
+                empty_syscalls: per(after.0.empty_receives, before.0.empty_receives),
             },
             initiator: Cost {
                 allocations: counted(&initiator, allocations.1),

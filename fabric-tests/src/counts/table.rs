@@ -204,7 +204,10 @@ impl Display for Table {
                 costs.case.depth
             );
             row(&name, &|end| shown(Some(costs.of(end).syscalls), 3))?;
-            if costs.initiator.empty_syscalls >= 0.001 {
+            if [costs.target, costs.initiator]
+                .iter()
+                .any(|cost| cost.empty_syscalls >= 0.001)
+            {
                 row("  of these found nothing (polling)", &|end| {
                     shown(Some(costs.of(end).empty_syscalls), 3)
                 })?;
