@@ -70,6 +70,8 @@ pub struct ShardCounters {
     pub sleeps: u64,
     /// Receives that brought bytes.
     pub receives: u64,
+    /// Receives that found nothing, while it polled.
+    pub empty_receives: u64,
     /// Batches of answers that were sent.
     pub sends: u64,
     /// Commands whose payload was copied in user space on its way from the socket to its buffer, wholly or in part.
@@ -83,7 +85,7 @@ pub struct ShardCounters {
 /// [`ShardCounters`] as the shard publishes them: by plain stores, on cache lines of their own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Published([AtomicU64; 8]);
+struct Published([AtomicU64; 9]);
 
 impl Published {
     fn store(&self, counters: &ShardCounters) {
@@ -92,6 +94,7 @@ impl Published {
             counters.turns,
             counters.sleeps,
             counters.receives,
+            counters.empty_receives,
             counters.sends,
             counters.copies,
             counters.bytes_copied,
@@ -108,6 +111,7 @@ impl Published {
             turns,
             sleeps,
             receives,
+            empty_receives,
             sends,
             copies,
             bytes_copied,
@@ -118,6 +122,7 @@ impl Published {
             turns,
             sleeps,
             receives,
+            empty_receives,
             sends,
             copies,
             bytes_copied,
@@ -366,6 +371,7 @@ impl Shard {
             turns: reactor.turns,
             sleeps: reactor.sleeps,
             receives: reactor.receives,
+            empty_receives: reactor.empty_receives,
             sends: reactor.sends,
             copies: payload.copies,
             bytes_copied: payload.bytes_copied,

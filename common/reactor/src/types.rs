@@ -177,6 +177,8 @@ pub struct Counters {
     pub sleeps: u64,
     /// Receives that brought bytes.
     pub receives: u64,
+    /// Receives that found nothing, while polling.
+    pub empty_receives: u64,
     /// Lists that were sent completely.
     pub sends: u64,
     /// Times that a send went on after the kernel had taken only part of the list.

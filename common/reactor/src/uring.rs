@@ -11,8 +11,11 @@
 //!
 //! Submission entries are only written between turns; the turn submits them in one system call. What does not fit
 //! waits in a queue of its own instead of costing a call of its own.
+//!
+//! A few busy streams are an exception while the loop polls: see [`direct`].
 
 mod completion;
+mod direct;
 mod memory;
 
 use std::collections::VecDeque;
@@ -29,6 +32,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use crate::slab::{Slab, SocketKey};
 use crate::types::{Counters, Deferred, Event, Options, ReactorError, Receive, Wait};
 use crate::waker::Waker;
+use direct::Direct;
 use memory::{Outgoing, ReceiveOperation, STAGING_GROUP, SendOperation, Stable, Staging};
 
 /// `IORING_RECVSEND_POLL_FIRST`: do not try before the socket is ready.
@@ -60,6 +64,8 @@ enum Receiving {
     Starved { limit: u32 },
     /// What the operation's block holds.
     Landing,
+    /// Into staging (with a limit) or into what the block holds, by a call from here; nothing is armed.
+    Direct { limit: Option<u32> },
 }
 
 struct Stream {
@@ -71,12 +77,20 @@ struct Stream {
     sending: bool,
     /// The socket was empty after the last receive, so that trying at once would be in vain.
     drained: bool,
+    /// It received something lately.
+    busy: bool,
+    /// Receives from here that found nothing since the last that did.
+    vain: u32,
     closing: bool,
 }
 
 impl Stream {
     fn is_idle(&self) -> bool {
-        !self.sending && matches!(self.receiving, Receiving::No | Receiving::Starved { .. })
+        !self.sending
+            && matches!(
+                self.receiving,
+                Receiving::No | Receiving::Starved { .. } | Receiving::Direct { .. }
+            )
     }
 }
 
@@ -104,6 +118,7 @@ pub(crate) struct Uring {
     backlog: VecDeque<squeue::Entry>,
     /// Streams that wait for a staging buffer.
     starved: VecDeque<SocketKey>,
+    direct: Direct,
     deferred: VecDeque<(SocketKey, Deferred)>,
     paused: Vec<(Instant, SocketKey)>,
     waker: Waker,
@@ -144,6 +159,7 @@ impl Uring {
             spare: Vec::new(),
             backlog: VecDeque::new(),
             starved: VecDeque::new(),
+            direct: Direct::new(options.staging_len),
             deferred: VecDeque::new(),
             paused: Vec::new(),
             waker,
@@ -170,6 +186,8 @@ impl Uring {
             receiving: Receiving::No,
             sending: false,
             drained: true,
+            busy: false,
+            vain: 0,
             closing: false,
         }))
     }
@@ -230,7 +248,9 @@ impl Uring {
                 stream.receiving = Receiving::Landing;
             }
         }
-        self.arm_receive(key);
+        if !self.receive_directly(key) {
+            self.arm_receive(key);
+        }
     }
 
     pub(crate) fn send(&mut self, key: SocketKey, list: GatherList) {
@@ -251,7 +271,9 @@ impl Uring {
             // SAFETY: no send of this stream is in flight, by the check above.
             unsafe { stream.send.get() }.hold(list);
             stream.sending = true;
-            self.arm_send(key);
+            if !self.send_directly(key) {
+                self.arm_send(key);
+            }
         }
     }
 
@@ -276,9 +298,10 @@ impl Uring {
                 if matches!(receiving, Receiving::Staging { .. } | Receiving::Landing) {
                     self.cancel(key, Kind::Receive);
                 }
-                if sending {
+                if sending && !self.forget_direct_send(key) {
                     self.cancel(key, Kind::Send);
                 }
+                self.forget_direct_receive(key);
             }
             Some(Slot::Single(single)) if !single.closing => {
                 single.closing = true;
@@ -315,6 +338,7 @@ impl Uring {
             self.resume_listeners();
         }
         self.feed_starved();
+        delivered += self.turn_direct(wait, handler);
         self.submit_backlog();
 
         let (queued, flagged) = {
@@ -358,6 +382,9 @@ impl Uring {
                 break;
             };
             delivered += self.complete(&completion, handler);
+        }
+        if delivered == 0 && !wanted {
+            self.direct.pause();
         }
         Ok(delivered)
     }
@@ -500,7 +527,7 @@ impl Uring {
         let descriptor = Fd(stream.descriptor.as_raw_fd());
         let first = if stream.drained { POLL_FIRST } else { 0 };
         let entry = match stream.receiving {
-            Receiving::No | Receiving::Starved { .. } => return,
+            Receiving::No | Receiving::Starved { .. } | Receiving::Direct { .. } => return,
             Receiving::Staging { limit } => {
                 opcode::Recv::new(descriptor, std::ptr::null_mut(), limit.clamp(1, most))
                     .buf_group(STAGING_GROUP)

@@ -76,6 +76,7 @@ impl Uring {
             }
             1.. => {
                 self.counters.receives += 1;
+                stream.busy = true;
                 let (direct, bytes) = match &lent {
                     Some(lent) => (0, lent.bytes()),
                     None => operation.finish(received),

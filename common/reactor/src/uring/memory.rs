@@ -1,7 +1,9 @@
 //! Memory that the kernel uses while operations are in flight: one block per operation at a fixed address, and the
 //! staging buffers with the ring through which they are lent to the kernel.
 
+use std::io;
 use std::mem;
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -94,6 +96,15 @@ impl ReceiveOperation {
         &raw mut self.header
     }
 
+    /// One non-blocking receive into the segment and the lookahead, outside of the ring. Returns the bytes that came and the
+    /// bytes that there was room for.
+    pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<(usize, usize)> {
+        let room = self.landing.as_ref().map_or(0, Segment::len) + self.lookahead_len;
+        let lookahead = self.lookahead.get_mut(..self.lookahead_len).unwrap_or(&mut []);
+        let (direct, beyond) = system::receive(socket, self.landing.as_ref(), lookahead)?;
+        Ok((direct + beyond, room))
+    }
+
     /// Ends a receive of so many bytes: lets go of the segment, and returns the number of bytes that are in it and the
     /// bytes that are not.
     pub(super) fn finish(&mut self, received: usize) -> (usize, &[u8]) {
@@ -148,6 +159,12 @@ impl SendOperation {
         self.list.is_empty()
     }
 
+    /// One non-blocking send of what is left, outside of the ring; returns whether that was all.
+    pub(super) fn send(&mut self, socket: BorrowedFd<'_>) -> io::Result<bool> {
+        let sent = system::send(socket, &self.list)?;
+        Ok(self.advance(sent))
+    }
+
     pub(super) fn take_list(&mut self) -> GatherList {
         mem::take(&mut self.list)
     }
@@ -179,7 +196,7 @@ impl Staging {
     }
 
     /// Registers the ring and offers every buffer.
-    pub(super) fn register(&mut self, submitter: &Submitter<'_>) -> std::io::Result<()> {
+    pub(super) fn register(&mut self, submitter: &Submitter<'_>) -> io::Result<()> {
         // SAFETY: the address is that of `count` entries in a page-aligned allocation, which is freed only when the
         // reactor is dropped, after the registration or the ring has ended (or never, if that cannot be known).
         unsafe {
