@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fabric_tests::lab::protocol::{Ended, FOLDER, Frame, Kind, PORT, Ready, Start};
+use fabric_tests::lab::protocol::{Ended, FOLDER, Frame, Kind, PORT, Ready, Start, host_id, host_nqn};
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::wait;
@@ -86,10 +86,15 @@ fn init() -> io::Result<()> {
     }
 }
 
-/// Mounts `kind` at `at`; the folder is made.
+/// Mounts a file system without a device; the folder is made.
 fn mount_at(kind: &str, at: &str, options: &str) -> io::Result<()> {
+    mount_from(kind, kind, at, options)
+}
+
+/// Mounts what `from` names; the folder is made.
+fn mount_from(from: &str, kind: &str, at: &str, options: &str) -> io::Result<()> {
     fs::create_dir_all(at)?;
-    mount(Some(kind), at, Some(kind), MsFlags::empty(), Some(options))
+    mount(Some(from), at, Some(kind), MsFlags::empty(), Some(options))
         .map_err(|error| io::Error::other(format!("cannot mount {kind} at {at}: {error}")))
 }
 
@@ -97,9 +102,21 @@ fn prepare() -> io::Result<()> {
     mount_at("tmpfs", "/run", "size=50%,mode=755")?;
     mount_at("tmpfs", "/dev/shm", "mode=1777")?;
     mount_at("devpts", "/dev/pts", "mode=620,ptmxmode=666")?;
+    mount_at("configfs", "/sys/kernel/config", "")?;
     fs::create_dir_all("/run/lock")?;
     fs::create_dir_all(format!("{FOLDER}/work"))?;
     fs::write(format!("{FOLDER}/prelude.sh"), include_str!("../lab/prelude.sh"))?;
+    mount_from(
+        "share",
+        "9p",
+        &format!("{FOLDER}/share"),
+        "trans=virtio,version=9p2000.L,msize=512000",
+    )?;
+    let index = argument("lab.index")?.parse().map_err(io::Error::other)?;
+    fs::write("/proc/sys/kernel/hostname", format!("lab{index}"))?;
+    fs::create_dir_all("/etc/nvme")?;
+    fs::write("/etc/nvme/hostnqn", format!("{}\n", host_nqn(index)))?;
+    fs::write("/etc/nvme/hostid", format!("{}\n", host_id(index)))?;
     let modules = PathBuf::from(format!("/lib/modules/{}", release()?));
     let ours = PathBuf::from(argument("lab.modules")?);
     if modules != ours {

@@ -300,7 +300,8 @@ impl Guest {
             line += " intel_iommu=on iommu=pt";
         }
         line += &format!(
-            " lab.agent={} lab.modules={}",
+            " lab.index={} lab.agent={} lab.modules={}",
+            boot.index,
             boot.agent.display(),
             boot.kernel.modules.display()
         );

@@ -16,6 +16,18 @@ pub const LARGEST: usize = 1 << 20;
 
 const HEADER: usize = 9;
 
+/// The identifier that the host of a guest connects with.
+#[must_use]
+pub fn host_id(guest: usize) -> String {
+    format!("6c616200-0000-4000-8000-{:012x}", guest + 1)
+}
+
+/// The name that the host of a guest connects with.
+#[must_use]
+pub fn host_nqn(guest: usize) -> String {
+    format!("nqn.2014-08.org.nvmexpress:uuid:{}", host_id(guest))
+}
+
 /// What a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {

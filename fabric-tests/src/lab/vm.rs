@@ -23,7 +23,7 @@ use super::guest::{
 use super::kernel::Kernel;
 use super::kernel_log;
 use super::process::{self, Process};
-use super::protocol::FOLDER;
+use super::protocol::{host_id, host_nqn};
 use super::qmp::Qmp;
 use super::target::free_port;
 use super::test::Failure;
@@ -58,6 +58,8 @@ pub struct Vm {
     guest: Guest,
     release: String,
     boot_seconds: f64,
+    /// Seconds from the start of its kernel until the agent ran.
+    kernel_seconds: f64,
     folder: PathBuf,
     process: Process,
     qmp: Mutex<Qmp>,
@@ -139,6 +141,7 @@ impl Vm {
             guest: *guest,
             release: ready.release,
             boot_seconds: 0.0,
+            kernel_seconds: ready.uptime,
             folder: folder.clone(),
             process,
             qmp: Mutex::new(qmp),
@@ -153,18 +156,12 @@ impl Vm {
         })
     }
 
-    /// What is still missing when the agent runs: mounts, names and addresses.
+    /// What is still missing when the agent runs: interfaces and drives.
     fn preparation(&self) -> String {
-        let mut script = format!(
-            "mkdir {FOLDER}/share; mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 share {FOLDER}/share\n\
-             echo lab{} >/proc/sys/kernel/hostname\n\
-             mkdir -p /etc/nvme; echo {} >/etc/nvme/hostnqn; echo {} >/etc/nvme/hostid\n\
-             modprobe configfs; mountpoint -q /sys/kernel/config || mount -t configfs configfs /sys/kernel/config\n\
-             named() {{ local f; for f in /sys/class/net/*; do [ \"$(<$f/address)\" != $1 ] || ip link set ${{f##*/}} name $2; done; }}\n",
-            self.index,
-            self.host_nqn(),
-            self.host_id(),
-        );
+        let mut script =
+            "named() { local f; for f in /sys/class/net/*; do [ \"$(<$f/address)\" != $1 ] || [ ${f##*/} = $2 ] || \
+             ip link set ${f##*/} name $2; done; }\n"
+                .to_owned();
         let mut addresses = "link set lo up\n".to_owned();
         // Writing to a string cannot fail.
         for link in self.guest.links {
@@ -231,13 +228,13 @@ impl Vm {
     /// The name that its host connects with.
     #[must_use]
     pub fn host_nqn(&self) -> String {
-        format!("nqn.2014-08.org.nvmexpress:uuid:{}", self.host_id())
+        host_nqn(self.index)
     }
 
     /// The identifier that its host connects with.
     #[must_use]
     pub fn host_id(&self) -> String {
-        format!("6c616200-0000-4000-8000-{:012x}", self.index + 1)
+        host_id(self.index)
     }
 
     /// Its address at a link.
@@ -482,6 +479,10 @@ impl Vm {
     pub(crate) fn begin(&self, name: &str, transcript: &Arc<Transcript>) -> Result<(), Failure> {
         self.spawn(STEP, &format!("echo '{} {name}' >/dev/kmsg", kernel_log::MARK))?
             .wait(Duration::MAX)?;
+        transcript.line(&format!(
+            "guest {}: Linux {}, booted in {:.1} s ({:.1} s until its agent ran)",
+            self.index, self.release, self.boot_seconds, self.kernel_seconds
+        ));
         *self.transcript.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(transcript));
         Ok(())
     }

@@ -27,7 +27,7 @@ enum Command {
     Run(Run),
     /// Name the tests, what they need, and the kernels.
     List,
-    /// Boot a guest with our target connected and give it this terminal.
+    /// Boot a guest with our target connected and give it this terminal; or run the script that standard input is.
     Shell {
         /// Name or release of the kernel [default: the first of `list`].
         #[arg(long)]
@@ -146,8 +146,8 @@ fn open_shell(kernel: Option<&str>) -> Result<bool, Failure> {
     let runner = Runner::new(FILES)?;
     runner.can_boot()?;
     let kernel = runner.kernel(kernel)?;
-    shell::shell(kernel, runner.accelerator(kernel), runner.programs())?;
-    Ok(true)
+    let code = shell::shell(kernel, runner.accelerator(kernel), runner.programs())?;
+    Ok(code == 0)
 }
 
 fn write_table(from: Option<PathBuf>, print: bool) -> Result<bool, Failure> {
