@@ -64,8 +64,8 @@ enum Receiving {
     Starved { limit: u32 },
     /// What the operation's block holds.
     Landing,
-    /// Into staging (with a limit) or into what the block holds, by a call from here; nothing is armed.
-    Direct { limit: Option<u32> },
+    /// Into staging, by a call from here; nothing is armed.
+    Direct { limit: u32 },
 }
 
 struct Stream {
@@ -77,7 +77,7 @@ struct Stream {
     sending: bool,
     /// The socket was empty after the last receive, so that trying at once would be in vain.
     drained: bool,
-    /// It received something lately.
+    /// It received something lately, and not much at once.
     busy: bool,
     /// Receives from here that found nothing since the last that did.
     vain: u32,

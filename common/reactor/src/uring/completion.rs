@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use io_uring::cqueue;
 
+use super::direct::LONG;
 use super::{Kind, Receiving, Slot, Uring, parse_user_data};
 use crate::slab::SocketKey;
 use crate::system;
@@ -76,7 +77,7 @@ impl Uring {
             }
             1.. => {
                 self.counters.receives += 1;
-                stream.busy = true;
+                stream.busy = received < LONG;
                 let (direct, bytes) = match &lent {
                     Some(lent) => (0, lent.bytes()),
                     None => operation.finish(received),

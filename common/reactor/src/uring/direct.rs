@@ -3,20 +3,25 @@
 //! A receive that waits in the ring costs more than one that finds its bytes: the kernel arms a poll, is called back when bytes
 //! come, and tries again in a task of its own before there is a completion. While the loop polls anyway and few streams are busy,
 //! non-blocking calls from here are there sooner: about a sixth of a round trip at depth 1 over a loopback connection. With more
-//! streams the ring's one call for all of them wins, and nobody may be tried when the loop sleeps: so the number of streams is
-//! small, those that bring nothing for a while go back to the ring, and all of them do before a sleep.
+//! streams the ring's one call for all of them wins, as it does for payload, which takes a while to arrive and is best waited for
+//! without taking the socket's lock. And nobody may be tried when the loop sleeps. So the number of streams is small, they are those
+//! whose last receive brought little, those that bring nothing for a while go back to the ring, and all of them do before a sleep.
 
 use std::hint;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::mem;
 use std::os::fd::AsFd;
 
-use super::{Receiving, Slot, Stream, Uring};
+use super::{Receiving, Slot, Uring};
 use crate::slab::SocketKey;
-use crate::types::{Event, MAX_LOOKAHEAD, Wait};
+use crate::system;
+use crate::types::{Event, Wait};
 
 /// Streams that are tried.
 const STREAMS: usize = 4;
+
+/// Bytes of a receive that are payload rather than commands: a stream that brings so many is left to the ring.
+pub(super) const LONG: usize = 16 << 10;
 
 /// Tries in vain until a stream goes back to the ring.
 const VAIN: u32 = 256;
@@ -38,7 +43,7 @@ impl Direct {
         Self {
             receiving: Vec::with_capacity(STREAMS),
             sending: Vec::with_capacity(STREAMS),
-            staging: vec![0; (staging_len as usize).max(MAX_LOOKAHEAD)],
+            staging: vec![0; staging_len as usize],
         }
     }
 
@@ -59,10 +64,8 @@ impl Uring {
         let Some(stream) = self.open_stream(key).filter(|stream| room && stream.busy) else {
             return false;
         };
-        let limit = match stream.receiving {
-            Receiving::Staging { limit } => Some(limit),
-            Receiving::Landing => None,
-            _ => return false,
+        let Receiving::Staging { limit } = stream.receiving else {
+            return false;
         };
         stream.receiving = Receiving::Direct { limit };
         self.direct.receiving.push(key);
@@ -79,14 +82,12 @@ impl Uring {
         true
     }
 
-    /// For a stream that is being closed: lets go of what a receive holds.
+    /// For a stream that is being closed.
     pub(super) fn forget_direct_receive(&mut self, key: SocketKey) {
         if let Some(Slot::Stream(stream)) = self.slots.get_mut(key)
             && matches!(stream.receiving, Receiving::Direct { .. })
         {
             stream.receiving = Receiving::No;
-            // SAFETY: nothing of this stream's receive is in the ring.
-            unsafe { stream.receive.get() }.finish(0);
             self.direct.receiving.retain(|waiting| *waiting != key);
         }
     }
@@ -182,65 +183,43 @@ impl Uring {
         if wait != Wait::Poll || stream.vain >= VAIN {
             stream.vain = 0;
             stream.busy = false;
-            stream.receiving = limit.map_or(Receiving::Landing, |limit| Receiving::Staging { limit });
+            stream.receiving = Receiving::Staging { limit };
             self.arm_receive(key);
             return (0, false);
         }
+        let room = (limit as usize).clamp(1, self.direct.staging.len());
+        let staging = self.direct.staging.get_mut(..room).unwrap_or(&mut []);
         self.counters.syscalls += 1;
-        match receive(stream, limit, &mut self.direct.staging) {
-            Ok((0, _)) => {
-                end(stream, 0);
-                handler(Event::Closed { token: stream.token });
-            }
-            Ok((received, room)) => {
-                self.counters.receives += 1;
-                stream.vain = 0;
-                stream.drained = received < room;
-                let token = stream.token;
-                let (direct, bytes) = match limit {
-                    Some(_) => {
-                        stream.receiving = Receiving::No;
-                        (0, self.direct.staging.get(..received).unwrap_or(&[]))
-                    }
-                    None => end(stream, received),
-                };
-                handler(Event::Received { token, direct, bytes });
-            }
+        let received = system::receive(stream.descriptor.as_fd(), None, staging);
+        let token = stream.token;
+        match received {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 self.counters.empty_receives += 1;
                 stream.vain += 1;
                 return (0, true);
             }
-            Err(error) => {
-                end(stream, 0);
-                handler(Event::Failed {
-                    token: stream.token,
-                    error,
-                    list: None,
+            _ => stream.receiving = Receiving::No,
+        }
+        match received {
+            Ok((_, 0)) => handler(Event::Closed { token }),
+            Ok((_, received)) => {
+                self.counters.receives += 1;
+                stream.vain = 0;
+                stream.busy = received < LONG;
+                stream.drained = received < room;
+                let bytes = self.direct.staging.get(..received).unwrap_or(&[]);
+                handler(Event::Received {
+                    token,
+                    direct: 0,
+                    bytes,
                 });
             }
+            Err(error) => handler(Event::Failed {
+                token,
+                error,
+                list: None,
+            }),
         }
         (1, false)
     }
-}
-
-/// The bytes that came, and those that there was room for.
-fn receive(stream: &mut Stream, limit: Option<u32>, staging: &mut [u8]) -> io::Result<(usize, usize)> {
-    let socket = stream.descriptor.as_fd();
-    match limit {
-        Some(limit) => {
-            let room = (limit as usize).clamp(1, staging.len());
-            let staging = staging.get_mut(..room).unwrap_or(&mut []);
-            crate::system::receive(socket, None, staging).map(|(_, received)| (received, room))
-        }
-        // SAFETY: nothing of this stream's receive is in the ring.
-        None => unsafe { stream.receive.get() }.receive(socket),
-    }
-}
-
-/// Ends a receive into what the block holds.
-fn end(stream: &mut Stream, received: usize) -> (usize, &[u8]) {
-    stream.receiving = Receiving::No;
-    // SAFETY: nothing of this stream's receive is in the ring.
-    unsafe { stream.receive.get() }.finish(received)
 }

@@ -96,15 +96,6 @@ impl ReceiveOperation {
         &raw mut self.header
     }
 
-    /// One non-blocking receive into the segment and the lookahead, outside of the ring. Returns the bytes that came and the
-    /// bytes that there was room for.
-    pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<(usize, usize)> {
-        let room = self.landing.as_ref().map_or(0, Segment::len) + self.lookahead_len;
-        let lookahead = self.lookahead.get_mut(..self.lookahead_len).unwrap_or(&mut []);
-        let (direct, beyond) = system::receive(socket, self.landing.as_ref(), lookahead)?;
-        Ok((direct + beyond, room))
-    }
-
     /// Ends a receive of so many bytes: lets go of the segment, and returns the number of bytes that are in it and the
     /// bytes that are not.
     pub(super) fn finish(&mut self, received: usize) -> (usize, &[u8]) {
