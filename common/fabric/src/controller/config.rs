@@ -174,12 +174,13 @@ impl fmt::Display for TransportAddress {
 /// What a transport says about secure channels (TREQ bits 1:0 of a discovery log entry).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum SecureChannel {
-    /// Not specified.
+    /// Not specified: what a port says that has none. Earlier versions of libnvme ask for TLS where either of the others stands, and
+    /// `nvme connect-all` fails.
+    #[default]
     Unspecified,
     /// Required.
     Required,
-    /// Not required.
-    #[default]
+    /// Not required, but to be had.
     NotRequired,
 }
 
@@ -197,7 +198,7 @@ pub struct PortConfig {
 }
 
 impl PortConfig {
-    /// A port that takes 8 KiB in a capsule and requires no secure channel.
+    /// A port that takes 8 KiB in a capsule and has no secure channel.
     #[must_use]
     pub fn new(id: PortId, address: TransportAddress) -> Self {
         Self {

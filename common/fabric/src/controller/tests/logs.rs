@@ -294,10 +294,10 @@ fn a_host_discovers_what_it_may_connect_to() {
         (first.trtype, first.adrfam.raw(), first.subtype),
         (TransportType::TCP, 1, SubsystemType::NVM)
     );
-    // No secure channel is required, and flow control may be off.
+    // There is nothing to say about secure channels, and flow control may be off.
     assert_eq!(
         (first.treq, first.cntlid.get(), first.asqsz.get()),
-        (0b110, 0xffff, 1024)
+        (0b100, 0xffff, 1024)
     );
     assert_eq!((first.eflags.get(), first.tsas), (0, [0; 256]));
     assert_eq!(entries[3].subtype, SubsystemType::DISCOVERY_REFERRAL);
