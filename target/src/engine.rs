@@ -11,7 +11,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use homi_fabric::controller::{
-    ConfigError as NodeConfigError, ConnectionId, Effect, Node, NodeIdentity, PortId,
+    CloseReason, ConfigError as NodeConfigError, ConnectionId, Effect, Node, NodeIdentity, PortId,
 };
 use homi_fabric::tcp::ControllerParams;
 use homi_fabric::time::Instant;
@@ -459,11 +459,18 @@ impl Engine {
         match request {
             Request::Retire(handle) => self.core.retire(handle),
             Request::Effect(Effect::Close { connection, reason }) => {
+                let key = key_of(connection);
+                let lost = matches!(
+                    reason,
+                    CloseReason::KeepAliveExpired | CloseReason::ControllerFailed
+                );
+                // Once for an association is enough: its I/O queues end with its admin queue.
+                let is_io = self.sessions.get_mut(key).is_some_and(|session| session.is_io());
                 self.close(
-                    key_of(connection),
+                    key,
                     Closing {
                         reason: reason.to_string(),
-                        ordinary: true,
+                        ordinary: is_io || !lost,
                     },
                 );
             }

@@ -159,6 +159,11 @@ impl Session {
         self.queue.is_connected()
     }
 
+    /// Whether it carries an I/O queue.
+    pub(crate) fn is_io(&self) -> bool {
+        self.queue.is_io()
+    }
+
     pub(crate) fn closing(&self) -> Option<&Closing> {
         self.closing.as_ref()
     }
