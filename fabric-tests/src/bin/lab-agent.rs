@@ -104,6 +104,15 @@ fn prepare() -> io::Result<()> {
     mount_at("devpts", "/dev/pts", "mode=620,ptmxmode=666")?;
     mount_at("configfs", "/sys/kernel/config", "")?;
     fs::create_dir_all("/run/lock")?;
+    // Where udev would make them.
+    for (name, to) in [
+        ("fd", "fd"),
+        ("stdin", "fd/0"),
+        ("stdout", "fd/1"),
+        ("stderr", "fd/2"),
+    ] {
+        symlink(format!("/proc/self/{to}"), format!("/dev/{name}"))?;
+    }
     fs::create_dir_all(format!("{FOLDER}/work"))?;
     fs::write(format!("{FOLDER}/prelude.sh"), include_str!("../lab/prelude.sh"))?;
     mount_from(

@@ -7,11 +7,12 @@ fail() {
     exit 1
 }
 
-# until SECONDS COMMAND...: repeats the command until it succeeds.
+# until_true SECONDS COMMAND...: repeats the command until it succeeds.
 until_true() {
     local limit=$1 start=$SECONDS
     shift
-    until "$@" >/dev/null 2>&1; do
+    # In a subshell: what fails may end it.
+    until ("$@") >/dev/null 2>&1; do
         [ $((SECONDS - start)) -lt "$limit" ] || fail "after $limit s still not: $*"
         sleep 0.1
     done
@@ -68,16 +69,21 @@ pci_address() {
     cat "/sys/class/nvme/$(pci_nvme "$1")/address"
 }
 
-# drive_block SERIAL NSID: the block device of a namespace of a drive, if it is there.
+# drive_block SERIAL NSID: the block device of a namespace of a drive.
 drive_block() {
-    local name device
-    name=$(pci_nvme "$1") || return 1
-    for device in "/sys/class/nvme/$name/$name"n* "/sys/class/nvme/$name"/nvme-subsys*/nvme*n*; do
-        [[ ${device##*/} =~ ^nvme[0-9]+n[0-9]+$ ]] && [ "$(cat "$device/nsid" 2>/dev/null)" = "$2" ] || continue
-        printf '/dev/%s\n' "${device##*/}"
-        return 0
+    local name folder device
+    name=$(pci_nvme "$1")
+    # Where a namespace can have several paths, its device is its subsystem's.
+    for folder in "/sys/class/nvme/$name" /sys/class/nvme-subsystem/*; do
+        [ "$folder" = "/sys/class/nvme/$name" ] || [ -e "$folder/$name" ] || continue
+        for device in "$folder"/nvme*n*; do
+            [[ ${device##*/} =~ ^nvme[0-9]+n[0-9]+$ ]] && [ -e "$device/nsid" ] || continue
+            [ "$(<"$device/nsid")" = "$2" ] || continue
+            printf '/dev/%s\n' "${device##*/}"
+            return 0
+        done
     done
-    return 1
+    fail "drive $1 has no namespace $2"
 }
 
 # --- Linux's NVMe target --------------------------------------------------------------------------------------------------------------

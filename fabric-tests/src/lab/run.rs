@@ -412,7 +412,9 @@ impl Runner {
                 let lines: Vec<&str> = text.lines().collect();
                 let tail = lines.get(lines.len().saturating_sub(SHOWN)..).unwrap_or_default();
                 printer.failure(item, tail, written.is_ok().then_some(&log));
-                item.row(Outcome::Failed, Some(failure.to_string()), seconds)
+                let sentence = failure.to_string();
+                let first = sentence.lines().next().unwrap_or_default().to_owned();
+                item.row(Outcome::Failed, Some(first), seconds)
             }
         }
     }

@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -60,6 +61,8 @@ pub struct Vm {
     boot_seconds: f64,
     /// Seconds from the start of its kernel until the agent ran.
     kernel_seconds: f64,
+    /// Bytes that the console had when the test began.
+    console_begin: AtomicUsize,
     folder: PathBuf,
     process: Process,
     qmp: Mutex<Qmp>,
@@ -142,6 +145,7 @@ impl Vm {
             release: ready.release,
             boot_seconds: 0.0,
             kernel_seconds: ready.uptime,
+            console_begin: AtomicUsize::new(0),
             folder: folder.clone(),
             process,
             qmp: Mutex::new(qmp),
@@ -184,14 +188,14 @@ impl Vm {
         if !self.guest.drives.is_empty() {
             let _ = writeln!(
                 script,
-                "modprobe nvme; live() {{ [ $(grep -lsx live /sys/class/nvme/*/state | wc -l) = {} ]; }}; until_true 60 live",
+                "modprobe nvme; live() {{ [ $(grep -lsx live /sys/class/nvme/*/state | wc -l) = {} ]; }}; until_true 40 live",
                 self.guest.drives.len()
             );
             for drive in self.guest.drives {
                 for namespace in drive.namespaces {
                     let _ = writeln!(
                         script,
-                        "until_true 60 drive_block {} {}",
+                        "until_true 15 drive_block {} {}",
                         drive.serial, namespace.nsid
                     );
                 }
@@ -438,11 +442,12 @@ impl Vm {
         Ok(kernel_log::of_this_test(&output.stdout).to_owned())
     }
 
-    /// What the kernel has written on its console: warnings and worse, also after its death.
+    /// What the kernel has written on its console since the test began: warnings and worse, also after its death.
     #[must_use]
     pub fn console(&self) -> String {
         let bytes = fs::read(self.folder.join("console")).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
+        let begin = self.console_begin.load(Ordering::Relaxed);
+        String::from_utf8_lossy(bytes.get(begin..).unwrap_or_default()).into_owned()
     }
 
     /// Powers it off in good order and waits until QEMU has ended. The guest takes no steps any more.
@@ -479,6 +484,9 @@ impl Vm {
     pub(crate) fn begin(&self, name: &str, transcript: &Arc<Transcript>) -> Result<(), Failure> {
         self.spawn(STEP, &format!("echo '{} {name}' >/dev/kmsg", kernel_log::MARK))?
             .wait(Duration::MAX)?;
+        let console = fs::metadata(self.folder.join("console"))?.len();
+        self.console_begin
+            .store(usize::try_from(console)?, Ordering::Relaxed);
         transcript.line(&format!(
             "guest {}: Linux {}, booted in {:.1} s ({:.1} s until its agent ran)",
             self.index, self.release, self.boot_seconds, self.kernel_seconds
