@@ -85,6 +85,16 @@ fn host_release() -> String {
         .to_owned()
 }
 
+/// What the workers of a run share.
+struct Progress {
+    /// Tests that nobody has taken.
+    queue: Vec<Item>,
+    /// Rows of tests that have ended, by place.
+    rows: Vec<Option<Row>>,
+    /// Guests that were booted.
+    boots: usize,
+}
+
 /// Runs tests.
 #[derive(Debug)]
 pub struct Runner {
@@ -317,13 +327,17 @@ impl Runner {
         }
         let default_jobs = thread::available_parallelism().map_or(1, |cores| (cores.get() / 6).max(1));
         let jobs = options.jobs.unwrap_or(default_jobs).clamp(1, queue.len().max(1));
-        let shared = Mutex::new((queue, rows, 0));
+        let shared = Mutex::new(Progress {
+            queue,
+            rows,
+            boots: 0,
+        });
         thread::scope(|scope| {
             for _ in 0..jobs {
                 scope.spawn(|| self.work(&shared, accelerator, &printer));
             }
         });
-        let (_, rows, boots) = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let Progress { rows, boots, .. } = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
         let report = Report {
             filter: options.filter.clone(),
             only_kernel: options.kernel.clone(),
@@ -366,33 +380,28 @@ impl Runner {
     }
 
     /// Takes tests from the queue until it is empty, those first whose guests are at hand.
-    fn work(
-        &self,
-        shared: &Mutex<(Vec<Item>, Vec<Option<Row>>, usize)>,
-        accelerator: Accelerator,
-        printer: &Printer,
-    ) {
+    fn work(&self, shared: &Mutex<Progress>, accelerator: Accelerator, printer: &Printer) {
         let lock = || -> MutexGuard<'_, _> { shared.lock().unwrap_or_else(PoisonError::into_inner) };
         let mut pool = Pool::default();
         loop {
             let item = {
                 let mut state = lock();
                 let at_hand = state
-                    .0
+                    .queue
                     .iter()
                     .position(|item| pool.has(item.kernel_name(), item.test.guests));
-                if state.0.is_empty() {
+                if state.queue.is_empty() {
                     break;
                 }
-                state.0.remove(at_hand.unwrap_or(0))
+                state.queue.remove(at_hand.unwrap_or(0))
             };
             let row = self.run_one(&item, &mut pool, accelerator, printer);
             printer.print(&row);
-            if let Some(place) = lock().1.get_mut(item.place) {
+            if let Some(place) = lock().rows.get_mut(item.place) {
                 *place = Some(row);
             }
         }
-        lock().2 += pool.boots;
+        lock().boots += pool.boots;
     }
 
     fn run_one(&self, item: &Item, pool: &mut Pool, accelerator: Accelerator, printer: &Printer) -> Row {
