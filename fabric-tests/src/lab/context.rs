@@ -4,14 +4,20 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use super::agent::Output;
 use super::guest::Accelerator;
 use super::kernel::Kernel;
 use super::link::Link;
+use super::program::HostProgram;
 use super::target::HostTarget;
 use super::test::Failure;
 use super::transcript::Transcript;
 use super::vm::Vm;
+
+/// How long a program may take that does not say otherwise.
+const PROGRAM: Duration = Duration::from_secs(120);
 
 /// The factor on every limit: `HOMI_LAB_PATIENCE`, 1 where it is not set, for machines that are slower or busier than usual.
 #[must_use]
@@ -68,7 +74,30 @@ impl Lab {
     /// It does not start.
     pub fn target(&self, config: &str) -> Result<HostTarget, Failure> {
         let name = format!("target{}", self.targets.fetch_add(1, Ordering::Relaxed));
-        HostTarget::start(&self.program("homi-target"), &self.scratch, &name, config)
+        let transcript = Some(Arc::clone(&self.transcript));
+        HostTarget::start(
+            &self.program("homi-target"),
+            &self.scratch,
+            &name,
+            config,
+            transcript,
+        )
+    }
+
+    /// Starts a program of this checkout on this machine, in [`Lab::scratch`].
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn spawn(&self, program: &str, arguments: &[&str]) -> Result<HostProgram, Failure> {
+        HostProgram::start(&self.program(program), arguments, &self.scratch, &self.transcript)
+    }
+
+    /// Runs `homi` on this machine and waits for it, two minutes at most. It may fail.
+    ///
+    /// # Errors
+    /// It does not start or does not end.
+    pub fn homi(&self, arguments: &[&str]) -> Result<Output, Failure> {
+        self.spawn("homi", arguments)?.wait(PROGRAM.mul_f64(patience()))
     }
 
     /// A program of this checkout: `homi`, `homi-target`.

@@ -327,25 +327,27 @@ impl Relay {
     /// Sends what is due; when the next one is.
     fn deliver(&mut self, direction: usize, now: Instant) -> Option<Instant> {
         let to = self.sides.get(1 - direction)?;
-        let from = self.sides.get(direction)?;
         let waiting = self.waiting.get_mut(direction)?;
         while let Some(Reverse((due, ..))) = waiting.peek() {
             if *due > now {
                 return Some(*due);
             }
             let Reverse((due, order, frame)) = waiting.pop()?;
-            if self.shared.setting().plan.cut {
-                self.shared.setting().counts.lost += 1;
+            // Locked until it is counted: who has received a frame finds it counted.
+            let mut setting = self.shared.setting();
+            if setting.plan.cut {
+                setting.counts.lost += 1;
                 continue;
             }
-            match from.from.send_to(&frame, &to.to) {
-                Ok(_) => self.shared.setting().counts.delivered += 1,
+            // From the socket that this guest sends to: it may take frames from nowhere else.
+            match to.from.send_to(&frame, &to.to) {
+                Ok(_) => setting.counts.delivered += 1,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     waiting.push(Reverse((due, order, frame)));
                     return Some(now + RETRY);
                 }
                 // The other guest has not been started yet, or is gone: a cable that leads nowhere.
-                Err(_) => self.shared.setting().counts.overrun += 1,
+                Err(_) => setting.counts.overrun += 1,
             }
         }
         None

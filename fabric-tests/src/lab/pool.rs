@@ -4,6 +4,7 @@
 //! or left something behind. One set of guests stays at a time: tests are run in an order that has equal ones side by side.
 
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
@@ -32,7 +33,7 @@ impl Set {
     /// One does not boot, or a link is not between two of them.
     pub fn boot(guests: &'static [Guest], setting: Setting<'_>) -> Result<Self, Failure> {
         // Paths of sockets are short (108 bytes), so this is not in the build folder.
-        let folder = tempfile::Builder::new().prefix("homi-lab.").tempdir()?;
+        let folder = scratch_folder()?;
         let setting = Setting {
             folder: folder.path(),
             ..setting
@@ -94,6 +95,32 @@ impl Set {
             }
         }
         Ok(())
+    }
+}
+
+/// Beginning of the names of folders that runs make; the number of the process follows.
+const FOLDERS: &str = "homi-lab.";
+
+/// A folder of this machine that is gone when it is dropped.
+///
+/// # Errors
+/// What the system says.
+pub fn scratch_folder() -> Result<TempDir, Failure> {
+    let prefix = format!("{FOLDERS}{}.", std::process::id());
+    Ok(tempfile::Builder::new().prefix(&prefix).tempdir()?)
+}
+
+/// Removes the folders of runs that were killed.
+pub fn sweep() {
+    for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let process = name.strip_prefix(FOLDERS).and_then(|rest| rest.split('.').next());
+        if process
+            .is_some_and(|number| number.parse::<u32>().is_ok() && !Path::new("/proc").join(number).exists())
+        {
+            // Another run may be doing the same.
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use super::context::{Lab, patience};
 use super::guest::{Accelerator, Guest};
 use super::kernel::{self, ADVICE, Kernel};
 use super::kernel_log;
-use super::pool::{Pool, Set};
+use super::pool::{Pool, Set, scratch_folder, sweep};
 use super::report::{Colours, Outcome, Report, Row, Widths};
 use super::requirement::Machine;
 use super::skips::AllowedSkips;
@@ -209,7 +209,7 @@ impl Runner {
                 Accelerator::Tcg
             };
         }
-        let tried = tempfile::tempdir().map_err(Failure::from).and_then(|folder| {
+        let tried = scratch_folder().and_then(|folder| {
             let setting = Setting {
                 kernel,
                 accelerator: Accelerator::Kvm,
@@ -295,6 +295,7 @@ impl Runner {
     /// No guest can run on this machine, no test or kernel has the name, or the report cannot be written.
     pub fn run(&self, options: &Options) -> Result<Report, Failure> {
         let start = Instant::now();
+        sweep();
         let items = self.plan(options)?;
         if items.is_empty() {
             self.can_boot()?;
@@ -462,9 +463,9 @@ impl Runner {
             }
         };
         let start = Instant::now();
-        let scratch = match tempfile::Builder::new().prefix("homi-lab-test.").tempdir() {
+        let scratch = match scratch_folder() {
             Ok(scratch) => scratch,
-            Err(error) => return (Err(error.into()), 0.0),
+            Err(failure) => return (Err(failure), 0.0),
         };
         let lab = Lab {
             guests: set.iter().flat_map(|set| set.vms.iter().cloned()).collect(),

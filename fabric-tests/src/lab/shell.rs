@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::guest::{Accelerator, Guest};
 use super::kernel::Kernel;
+use super::pool::scratch_folder;
 use super::target::HostTarget;
 use super::test::Failure;
 use super::vm::{Setting, Vm};
@@ -22,13 +23,19 @@ const LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// # Errors
 /// The target does not start, the guest does not boot or is not let in.
 pub fn shell(kernel: &Kernel, accelerator: Accelerator, programs: &Path) -> Result<i32, Failure> {
-    let folder = tempfile::Builder::new().prefix("homi-lab.").tempdir()?;
+    let folder = scratch_folder()?;
     let config = format!(
         "[[listener]]\naddress = \"127.0.0.1:{{port}}\"\nadvertise = \"{}\"\n\
          [[subsystem]]\nnqn = \"{NQN}\"\nallow_any_host = true\n[[subsystem.namespace]]\nnsid = 1\nram = \"256M\"\n",
         HostTarget::GUESTS_SEE
     );
-    let target = HostTarget::start(&programs.join("homi-target"), folder.path(), "target", &config)?;
+    let target = HostTarget::start(
+        &programs.join("homi-target"),
+        folder.path(),
+        "target",
+        &config,
+        None,
+    )?;
     let setting = Setting {
         kernel,
         accelerator,

@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 
 use super::process::{self, Process};
 use super::test::Failure;
+use super::transcript::Transcript;
 
 /// How long a target may take to start or to stop.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -28,8 +29,8 @@ pub struct HostTarget {
     process: Mutex<Option<Process>>,
     /// Lines of all its runs: standard output and log.
     lines: Arc<Mutex<Vec<String>>>,
-    /// Lines that start with this ended the start of the runs so far.
-    log: &'static str,
+    name: String,
+    transcript: Option<Arc<Transcript>>,
 }
 
 impl HostTarget {
@@ -40,14 +41,21 @@ impl HostTarget {
     ///
     /// # Errors
     /// It does not start; with its last lines.
-    pub fn start(program: &Path, folder: &Path, name: &str, config: &str) -> Result<Self, Failure> {
+    pub fn start(
+        program: &Path,
+        folder: &Path,
+        name: &str,
+        config: &str,
+        transcript: Option<Arc<Transcript>>,
+    ) -> Result<Self, Failure> {
         let target = Self {
             program: program.to_owned(),
             config: folder.join(format!("{name}.toml")),
             port: free_port()?,
             process: Mutex::new(None),
             lines: Arc::default(),
-            log: "info",
+            name: name.to_owned(),
+            transcript,
         };
         target.configure(config)?;
         target.restart()?;
@@ -66,7 +74,7 @@ impl HostTarget {
         (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
-    /// Process id, if it runs.
+    /// Whether it runs.
     #[must_use]
     pub fn is_running(&self) -> bool {
         let process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
@@ -158,7 +166,7 @@ impl HostTarget {
         command
             .args(["serve", "--config"])
             .arg(&self.config)
-            .env("HOMI_LOG", self.log)
+            .env("HOMI_LOG", "info")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -211,6 +219,16 @@ impl HostTarget {
             .get(lines.len().saturating_sub(5)..)
             .unwrap_or_default()
             .join(" / ")
+    }
+}
+
+impl Drop for HostTarget {
+    fn drop(&mut self) {
+        self.kill();
+        if let Some(transcript) = &self.transcript {
+            transcript.line(&format!("{} said in all:", self.name));
+            transcript.output(&self.name, self.log().as_bytes());
+        }
     }
 }
 
