@@ -28,6 +28,9 @@ const SHOWN: usize = 40;
 /// How long a test's thread may take to end once everything that it has is killed.
 const AFTERMATH: Duration = Duration::from_secs(60);
 
+/// How long a guest may take to boot on a processor that really runs it: several times what it takes.
+const KVM_BOOT: Duration = Duration::from_secs(12);
+
 /// A file of tests, by its name.
 pub type File = (&'static str, &'static [Test]);
 
@@ -216,7 +219,7 @@ impl Runner {
                 programs: &self.programs,
                 folder: folder.path(),
             };
-            Vm::boot_within(&Guest::SMALL, 0, setting, false, Duration::from_secs(30))
+            Vm::boot_within(&Guest::SMALL, 0, setting, false, KVM_BOOT)
         });
         let (accelerator, word) = match tried {
             Ok(_) => (Accelerator::Kvm, "kvm"),

@@ -86,7 +86,7 @@ fn on_terminal(vm: &Vm, target: &HostTarget, device: &str) -> Result<i32, Failur
          nvme list\n\
          cd /root\n\
          export PS1='guest \\w # '\n\
-         exec setsid --ctty bash --norc -i",
+         exec setsid --ctty --wait bash --norc -i",
         variables(target, device),
         terminal_size(),
         std::env::var("TERM")
