@@ -47,7 +47,9 @@ ram = "64M"
         .unwrap_or_default();
     let ours = records.iter().find(|record| record["subnqn"] == NQN);
     ensure!(
-        ours.is_some_and(|record| record["traddr"] == "10.0.2.2" && record["trsvcid"].as_str() == Some(&port.to_string())),
+        ours.is_some_and(
+            |record| record["traddr"] == "10.0.2.2" && record["trsvcid"].as_str() == Some(&port.to_string())
+        ),
         "the discovery log has no record of {NQN} at port {port}: {log}"
     );
 

@@ -614,3 +614,194 @@ impl Printer {
         self.say(&text);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::requirement::Requirement;
+    use super::*;
+
+    const TWO: &[Guest] = &[
+        Guest {
+            links: &[0],
+            ..Guest::SMALL
+        },
+        Guest {
+            links: &[0],
+            ..Guest::SMALL
+        },
+    ];
+
+    const FILES: &[File] = &[
+        (
+            "first",
+            &[
+                Test {
+                    name: "every",
+                    ..Test::DEFAULT
+                },
+                Test {
+                    name: "pair",
+                    guests: TWO,
+                    kernels: Kernels::Default,
+                    ..Test::DEFAULT
+                },
+                Test {
+                    name: "newest",
+                    kernels: Kernels::Newest,
+                    needs: &[Requirement::Loopback, Requirement::Gpu],
+                    ..Test::DEFAULT
+                },
+            ],
+        ),
+        (
+            "second",
+            &[
+                Test {
+                    name: "alone",
+                    guests: &[],
+                    run: |_| Ok(()),
+                    ..Test::DEFAULT
+                },
+                Test {
+                    name: "panics",
+                    guests: &[],
+                    run: |lab| {
+                        assert!(lab.guest(0).is_ok(), "there is no guest");
+                        Ok(())
+                    },
+                    ..Test::DEFAULT
+                },
+                Test {
+                    name: "default",
+                    kernels: Kernels::Default,
+                    ..Test::DEFAULT
+                },
+            ],
+        ),
+    ];
+
+    fn runner(logs: &Path) -> Runner {
+        Runner {
+            files: FILES,
+            machine: Machine {
+                qemu: Some("10.0.2".to_owned()),
+                ..Machine::default()
+            },
+            kernels: vec![
+                Kernel::named_for_tests("debian-6.12", "6.12.95+deb12-amd64"),
+                Kernel::named_for_tests("debian-newer", "7.3.4+deb13-amd64"),
+                Kernel::named_for_tests("own", "9.0.0-mine"),
+            ],
+            programs: PathBuf::from("/nowhere"),
+            logs: logs.to_owned(),
+        }
+    }
+
+    fn planned(options: &Options) -> Vec<String> {
+        let items = runner(Path::new("/nowhere")).plan(options).unwrap();
+        items
+            .iter()
+            .map(|item| format!("{} {}", item.name, item.kernel_name()))
+            .collect()
+    }
+
+    #[test]
+    fn tests_with_equal_guests_are_side_by_side() {
+        assert_eq!(
+            planned(&Options::default()),
+            [
+                "second::alone host",
+                "second::panics host",
+                "first::every debian-6.12",
+                "second::default debian-6.12",
+                "first::pair debian-6.12",
+                "first::every debian-newer",
+                "first::newest debian-newer",
+                "first::every own",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_part_can_be_run_and_one_kernel() {
+        let options = Options {
+            filter: Some("first::".to_owned()),
+            kernel: Some("7.3.4+deb13-amd64".to_owned()),
+            ..Options::default()
+        };
+        assert_eq!(
+            planned(&options),
+            [
+                "first::every debian-newer",
+                "first::newest debian-newer",
+                "first::pair debian-newer"
+            ]
+        );
+        let options = Options {
+            kernel: Some("debian".to_owned()),
+            ..Options::default()
+        };
+        let failure = runner(Path::new("/nowhere")).plan(&options).unwrap_err();
+        assert!(
+            failure.to_string().contains("no kernel debian is prepared"),
+            "{failure}"
+        );
+    }
+
+    #[test]
+    fn what_is_missing_skips_a_test_unless_that_is_not_allowed() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = |allowed: Option<&str>| {
+            let options = Options {
+                filter: Some("newest".to_owned()),
+                allowed_skips: allowed.map(|text| AllowedSkips::parse(text).unwrap()),
+                ..Options::default()
+            };
+            let runner = runner(folder.path());
+            let items = runner.plan(&options).unwrap();
+            runner.skip(&items[0], &options).unwrap()
+        };
+        let row = run(None);
+        assert_eq!(
+            (row.result, row.missing.as_deref()),
+            (Outcome::Skipped, Some("Gpu"))
+        );
+        assert!(row.reason.unwrap().contains("accelerator"));
+        let row = run(Some(""));
+        assert_eq!(row.result, Outcome::Failed);
+        assert!(
+            row.reason
+                .unwrap()
+                .contains("not among the skips that are allowed")
+        );
+        let row = run(Some("[[skip]]\nrequirement = \"Gpu\"\nreason = \"none here\""));
+        assert_eq!(row.result, Outcome::Skipped);
+    }
+
+    #[test]
+    fn tests_without_guests_run_here_and_a_panic_is_a_failure() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options {
+            filter: Some("second::".to_owned()),
+            kernel: Some("own".to_owned()),
+            ..Options::default()
+        };
+        let mut items = runner(folder.path()).plan(&options).unwrap();
+        items.retain(|item| item.test.guests.is_empty());
+        let runner = runner(folder.path());
+        let printer = Printer {
+            widths: Widths::default(),
+            colours: Colours(false),
+        };
+        let mut pool = Pool::default();
+        let rows: Vec<Row> = items
+            .iter()
+            .map(|item| runner.run_one(item, &mut pool, Accelerator::Tcg, &printer))
+            .collect();
+        assert_eq!(rows[0].result, Outcome::Passed);
+        assert_eq!(rows[1].result, Outcome::Failed);
+        assert_eq!(rows[1].reason.as_deref(), Some("there is no guest"));
+        let log = fs::read_to_string(folder.path().join("second.panics.host.log")).unwrap();
+        assert!(log.contains("FAILED: there is no guest"), "{log}");
+    }
+}
