@@ -12,7 +12,7 @@ use homi_initiator::{
     ControllerEvent, ControllerKind, ControllerStatus, Error, Initiator, QueueOptions, Uri,
 };
 use homi_queue::{Command, Data, LostReason, Queue};
-use homi_spec::command::AdminOpcode;
+use homi_spec::command::{AdminOpcode, NvmOpcode};
 use homi_spec::controller::Cc;
 use homi_spec::event::AsyncEvent;
 use homi_spec::fabrics::{ConnectCommand, PropertySet};
@@ -424,5 +424,27 @@ fn a_log_that_claims_too_much_is_refused() {
     says(
         &initiator().discover(&uri).unwrap_err(),
         &["18446744073709551615 entries", "at most"],
+    );
+}
+
+#[test]
+fn a_program_whose_target_vanishes_says_one_sentence() {
+    let fake = Fake::good();
+    let place = format!("{}?nsid=1", fake.uri());
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_homi"));
+    program
+        .args(["bench", &place, "--time", "1h", "--quiet"])
+        .env_remove("HOMI_LOG")
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
+    let program = program.spawn().unwrap();
+    assert!(eventually(|| fake.world.seen(1, NvmOpcode::READ.raw()) > 10));
+    fake.drop_all();
+    let output = program.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(
+        text.starts_with("homi: the queue was lost: ") && text.lines().count() == 1,
+        "{text:?}"
     );
 }

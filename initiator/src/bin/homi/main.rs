@@ -25,6 +25,7 @@ mod pipeline;
 mod read;
 mod write;
 
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -104,14 +105,16 @@ fn main() -> ExitCode {
         Err(error) => return explain(&error),
     };
     let level = match cli.verbose {
-        0 => "warn",
+        // A lost association is what the command fails with, in its own sentence.
+        0 => "warn,homi_initiator::keeper=error",
         1 => "info",
         _ => "debug",
     };
     let filter = EnvFilter::try_from_env("HOMI_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .without_time()
         .init();
     match cli.command.run() {
