@@ -199,6 +199,20 @@ fn standard_input_is_written() {
 }
 
 #[test]
+fn a_file_that_does_not_know_its_length_is_written_whole() {
+    let folder = Folder::new("unknown-length");
+    let device = folder.device("disk", 1 << 20);
+    let version = fs::read("/proc/version").unwrap();
+    assert_eq!(fs::metadata("/proc/version").unwrap().len(), 0);
+    let told = json(&["write", &device, "--input", "/proc/version"]);
+    assert_eq!(told["bytes_written"], version.len());
+    assert!(fs::read(folder.path("disk")).unwrap().starts_with(&version));
+    fs::write(folder.path("empty"), "").unwrap();
+    let told = json(&["write", &device, "--input", &folder.path("empty")]);
+    assert_eq!(told["bytes_written"], 0);
+}
+
+#[test]
 fn files_are_copied_in_and_out() {
     let folder = Folder::new("copy");
     let device = folder.device("disk", 4 << 20);

@@ -58,7 +58,8 @@ impl Write {
                     self.input.display()
                 )));
             }
-            (Box::new(file), self.count.or(len))
+            // Files that the kernel makes up as they are read say that they are empty.
+            (Box::new(file), self.count.or(len.filter(|len| *len > 0)))
         };
         if let Some(path) = arguments::uri_path(uri) {
             mounted::refuse_if_in_use(path)?;
