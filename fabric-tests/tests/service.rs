@@ -17,7 +17,7 @@ use fabric_tests::issuer::{Issuer, blank, bytes_of, memory};
 use fabric_tests::network::{Network, NetworkHost, assert_nothing_panicked, initiator};
 use fabric_tests::peer::{End, RawHost, connect_data, socket_wire};
 use fabric_tests::random::contents;
-use fabric_tests::settings::{DATA, OTHER, STRANGER, everything, node, ram};
+use fabric_tests::settings::{DATA, NAMESPACES, OTHER, STRANGER, everything, node, ram};
 use fabric_tests::units::{Units, ic_req};
 use homi_initiator::{FabricQueue, SubsystemKind};
 use homi_queue::Command;
@@ -301,6 +301,29 @@ fn files_keep_their_blocks_over_a_restart() {
             );
         }
     }
+}
+
+/// A shutdown is complete when every namespace is flushed.
+#[test]
+fn a_shutdown_flushes_what_the_host_could_write_to() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut target = Network::start(&everything(scratch.path()));
+    let mut host = target.host(&HostOptions::default());
+    let mut queue = host.queue(4);
+    write_and_read(&mut queue, (4, 4096), 0, 1);
+    let flushed = |target: &Network| -> u64 {
+        let counters = target.service().counters();
+        counters.iter().map(|shard| shard.flushed).sum()
+    };
+    assert_eq!(flushed(&target), 0);
+    assert!(host.disconnect());
+    // The counters of a shard are published at the end of its turn, which may be after the host has its answer.
+    let start = Instant::now();
+    while flushed(&target) < NAMESPACES.len() as u64 {
+        assert!(start.elapsed() < DEADLINE);
+        thread::yield_now();
+    }
+    assert_eq!(flushed(&target), NAMESPACES.len() as u64);
 }
 
 /// A referral is followed to another node, and what both know is listed once.

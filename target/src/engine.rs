@@ -187,6 +187,8 @@ pub(crate) struct Core {
     options: EngineOptions,
     pub(crate) pool: Pool,
     pub(crate) payload: Payload,
+    /// Namespaces that were flushed because a host shut its controller down.
+    pub(crate) flushed: u64,
     /// By handle. Handles are small numbers.
     executors: Vec<Option<Box<Executor>>>,
     /// Executors with commands, by handle.
@@ -340,6 +342,7 @@ impl Engine {
                 options,
                 pool,
                 payload: Payload::default(),
+                flushed: 0,
                 executors: Vec::new(),
                 busy: Vec::new(),
                 finished: Vec::new(),
@@ -466,13 +469,17 @@ impl Engine {
                 );
                 // Once for an association is enough: its I/O queues end with its admin queue.
                 let is_io = self.sessions.get_mut(key).is_some_and(|session| session.is_io());
-                self.close(
-                    key,
-                    Closing {
-                        reason: reason.to_string(),
-                        ordinary: is_io || !lost,
-                    },
-                );
+                let closing = Closing {
+                    reason: reason.to_string(),
+                    ordinary: is_io || !lost,
+                };
+                match self.sessions.get_mut(key) {
+                    Some(session) if is_io && reason == CloseReason::Shutdown => {
+                        session.flush_and_close(&mut self.core, closing);
+                        Self::list_closing(&mut self.core, key, session);
+                    }
+                    _ => self.close(key, closing),
+                }
             }
             Request::Effect(Effect::Respond {
                 connection,
@@ -573,6 +580,11 @@ impl Engine {
     /// How payload came so far.
     pub(crate) fn payload(&self) -> Payload {
         self.core.payload
+    }
+
+    /// Namespaces that were flushed because a host shut its controller down.
+    pub(crate) fn flushed(&self) -> u64 {
+        self.core.flushed
     }
 
     /// Number of connections.

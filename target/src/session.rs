@@ -118,9 +118,14 @@ pub(crate) struct Session {
     /// Whether any of its answers came out of the pool's buffers.
     sends_buffers: bool,
     closing: Option<Closing>,
+    /// Flushes that are still to end before the session does, and how it ends then.
+    parting: Option<(usize, Closing)>,
     /// Whether the shard has this session on its list of those with something to send.
     pub(crate) listed: bool,
 }
+
+/// The command of an executor's route that is no command of the host: a flush before the end. No queue has so many.
+const PARTING: u16 = u16::MAX;
 
 impl Session {
     pub(crate) fn new(
@@ -147,6 +152,7 @@ impl Session {
             lent: 0,
             sends_buffers: false,
             closing: None,
+            parting: None,
             listed: false,
         })
     }
@@ -171,6 +177,49 @@ impl Session {
     /// Ends the session once its output is sent. Nothing more is read from the host.
     pub(crate) fn close(&mut self, closing: Closing) {
         self.closing.get_or_insert(closing);
+    }
+
+    /// Ends the session as [`close`](Self::close) does, but makes durable first what its namespaces have in volatile caches:
+    /// a normal shutdown is complete when the power may go (Base 2.1 §3.6.1), and it is complete when its queues are gone.
+    pub(crate) fn flush_and_close(&mut self, core: &mut Core, closing: Closing) {
+        let namespaces: Vec<(u32, u64)> = match &self.attached {
+            Some(attached) => attached
+                .namespaces
+                .entries()
+                .iter()
+                .map(|entry| (entry.nsid, entry.handle))
+                .collect(),
+            None => Vec::new(),
+        };
+        if namespaces.is_empty() {
+            return self.close(closing);
+        }
+        if self.parting.is_some() {
+            return;
+        }
+        self.parting = Some((namespaces.len(), closing));
+        let route = self.executor_route(CommandKey(PARTING));
+        for (nsid, handle) in namespaces {
+            core.start(route, handle, Command::flush(nsid), Data::None);
+        }
+    }
+
+    /// One of the flushes before the end has ended.
+    fn part(&mut self, core: &mut Core, status: Status) {
+        let Some((left, closing)) = self.parting.take() else {
+            return;
+        };
+        if status.is_success() {
+            core.flushed += 1;
+        } else {
+            tracing::warn!(peer = %self.peer, "a flush at the shutdown of a controller failed: {status:?}");
+        }
+        if left > 1 {
+            self.parting = Some((left - 1, closing));
+        } else {
+            self.close(closing);
+            core.list(self.key, &mut self.listed);
+        }
     }
 
     pub(crate) fn has_output(&mut self) -> bool {
@@ -651,6 +700,9 @@ impl Session {
     pub(crate) fn finish(&mut self, core: &mut Core, finished: Finished) {
         let key = CommandKey(finished.route.command);
         let completion = finished.completion;
+        if key.0 == PARTING {
+            return self.part(core, completion.status);
+        }
         let (cid, kind) = match self.take_stage(key) {
             Stage::Executing { cid, kind } => (cid, kind),
             Stage::Joining { cid, left, status } => {

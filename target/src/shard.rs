@@ -80,12 +80,14 @@ pub struct ShardCounters {
     pub bytes_copied: u64,
     /// Payload bytes that the kernel put into their buffer.
     pub bytes_landed: u64,
+    /// Namespaces that were flushed because a host shut its controller down.
+    pub flushed: u64,
 }
 
 /// [`ShardCounters`] as the shard publishes them: by plain stores, on cache lines of their own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Published([AtomicU64; 9]);
+struct Published([AtomicU64; 10]);
 
 impl Published {
     fn store(&self, counters: &ShardCounters) {
@@ -99,6 +101,7 @@ impl Published {
             counters.copies,
             counters.bytes_copied,
             counters.bytes_landed,
+            counters.flushed,
         ];
         for (to, from) in self.0.iter().zip(values) {
             to.store(from, Ordering::Relaxed);
@@ -116,6 +119,7 @@ impl Published {
             copies,
             bytes_copied,
             bytes_landed,
+            flushed,
         ] = self.0.each_ref().map(|counter| counter.load(Ordering::Relaxed));
         ShardCounters {
             syscalls,
@@ -127,6 +131,7 @@ impl Published {
             copies,
             bytes_copied,
             bytes_landed,
+            flushed,
         }
     }
 }
@@ -376,6 +381,7 @@ impl Shard {
             copies: payload.copies,
             bytes_copied: payload.bytes_copied,
             bytes_landed: payload.bytes_landed,
+            flushed: self.engine.flushed(),
         });
     }
 
