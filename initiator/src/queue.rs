@@ -509,16 +509,20 @@ impl<S: ByteStream> StreamQueue<S> {
         QueueLost::new(reason, self.connection.drain())
     }
 
+    /// Why the association ended, if it did.
+    #[inline]
+    fn association_ended(&self) -> Option<LostReason> {
+        let link = self.link.as_ref().filter(|link| link.is_lost())?;
+        Some(match link.reason() {
+            LostReason::Local => LostReason::Local,
+            other => LostReason::Association(other.to_string()),
+        })
+    }
+
     /// The reason to stop before anything is done, if there is one.
     #[inline]
     fn check(&mut self) -> Result<(), QueueLost> {
-        if let Some(link) = &self.link
-            && link.is_lost()
-        {
-            let reason = match link.reason() {
-                LostReason::Local => LostReason::Local,
-                other => LostReason::Association(other.to_string()),
-            };
+        if let Some(reason) = self.association_ended() {
             self.lose(reason);
         }
         if self.lost.is_some() {
@@ -582,7 +586,12 @@ impl<S: ByteStream> Queue for StreamQueue<S> {
         let mut count = 0;
         let outcome = self.turn(completed, &mut count);
         if let Err(reason) = outcome {
-            self.lose(reason);
+            // An association that ends hangs up on its queues, which says less than why it ended.
+            let ended = match reason {
+                LostReason::Closed | LostReason::Io(_) => self.association_ended(),
+                _ => None,
+            };
+            self.lose(ended.unwrap_or(reason));
             // What completed before is delivered first; the next call reports the loss.
             if count == 0 {
                 return Err(self.lost_queue());

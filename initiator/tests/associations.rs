@@ -448,3 +448,21 @@ fn a_program_whose_target_vanishes_says_one_sentence() {
         "{text:?}"
     );
 }
+
+#[test]
+fn a_queue_that_is_polled_while_its_association_ends_says_why() {
+    let fake = Fake::good();
+    for _ in 0..20 {
+        let controller = initiator().connect(&uri(&fake)).unwrap();
+        let mut queue = controller.queue(QueueOptions::depth(4)).unwrap();
+        let polling = std::thread::spawn(move || {
+            loop {
+                if let Err(lost) = queue.poll(&mut Vec::new()) {
+                    return lost.reason().clone();
+                }
+            }
+        });
+        controller.disconnect(Duration::from_secs(10)).unwrap();
+        assert_eq!(polling.join().unwrap(), LostReason::Local);
+    }
+}

@@ -73,7 +73,7 @@ pub enum SocketError {
     TimedOut {
         /// The address to connect to.
         address: SocketAddr,
-        /// How long the attempt took.
+        /// The limit, or how long the system itself tried.
         after: Duration,
     },
     /// The name has no address.
@@ -204,7 +204,7 @@ pub fn connect_with(
         if started.elapsed() >= timeout {
             return Err(SocketError::TimedOut {
                 address,
-                after: started.elapsed(),
+                after: timeout,
             });
         }
     }
