@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use fabric_tests::ensure;
-use fabric_tests::lab::{Failure, Lab, Test, Vm, check_refusal};
+use fabric_tests::lab::{Failure, Kernels, Lab, Test, Vm, check_refusal};
 use fabric_tests::random::contents;
 use homi_initiator::{
     AddressFamily, Command, Data, DiscoveryRecord, Error, QueueOptions, SubsystemKind, TransportKind, Uri,
@@ -36,12 +36,14 @@ pub const TESTS: &[Test] = &[
     },
     Test {
         name: "hosts_that_are_not_allowed",
+        kernels: Kernels::Default,
         feature: "allow list",
         run: allow_list,
         ..TEST
     },
     Test {
         name: "homi_from_the_command_line",
+        kernels: Kernels::Default,
         feature: "homi discover, list, identify, read, write, copy",
         limit: Duration::from_secs(180),
         run: command_line,
@@ -253,11 +255,13 @@ fn identify(lab: &Lab) -> Result<(), Failure> {
         matches!(&missing, Err(Error::NoNamespace { available, .. }) if available == &[1, 7, 4242]),
         "namespace 2, which is not there: {missing:?}"
     );
+    let file = lab.scratch().join("block");
+    std::fs::write(&file, contents(1, 512))?;
     let write = lab.homi(&[
         "write",
         &namespace_uri(address, 4242)?.to_string(),
         "--input",
-        "/proc/version",
+        &file.display().to_string(),
         "--connect-timeout",
         "30s",
     ])?;
@@ -347,12 +351,12 @@ fn allow_list(lab: &Lab) -> Result<(), Failure> {
 }
 
 fn command_line(lab: &Lab) -> Result<(), Failure> {
-    const SIZE: usize = 5 << 20;
+    const SIZE: usize = 2 << 20;
     let guest = lab.guest(0)?;
     guest.sh(&format!(
         "nvmet_subsystem {NQN}
-         nvmet_namespace {NQN} 1 $(null_disk 16 512)
-         nvmet_namespace {NQN} 2 $(null_disk 16 4096)
+         nvmet_namespace {NQN} 1 $(null_disk 4 512)
+         nvmet_namespace {NQN} 2 $(null_disk 4 4096)
          nvmet_port 1 tcp 0.0.0.0 4420 {NQN}"
     ))?;
     let address = guest.forward(4420)?;
@@ -387,7 +391,7 @@ fn command_line(lab: &Lab) -> Result<(), Failure> {
     ensure!(sizes == [512, 4096], "homi list: {listed}");
     let identified = homi(&["identify", &second])?;
     ensure!(
-        identified["namespace"]["blocks"] == 4096 && identified["namespace"]["nsid"] == 2,
+        identified["namespace"]["blocks"] == 1024 && identified["namespace"]["nsid"] == 2,
         "homi identify of a namespace: {identified}"
     );
     let identified = homi(&["identify", "--controller", &first])?;
@@ -410,7 +414,7 @@ fn command_line(lab: &Lab) -> Result<(), Failure> {
         written["bytes_written"] == bytes.len() && written["flushed"] == true,
         "homi write: {written}"
     );
-    let mut model = vec![0; 16 << 20];
+    let mut model = vec![0; 4 << 20];
     model
         .get_mut(4096..4096 + bytes.len())
         .ok_or_else(|| Failure::new("the file is too long"))?
@@ -453,7 +457,7 @@ fn command_line(lab: &Lab) -> Result<(), Failure> {
         "--data-digest",
     ])?;
     ensure!(
-        copied["verified"] == true && copied["bytes_copied"] == 16 << 20,
+        copied["verified"] == true && copied["bytes_copied"] == 4 << 20,
         "homi copy: {copied}"
     );
     let path = attribute(guest, &format!("subsystems/{NQN}/namespaces/2/device_path"))?;
@@ -464,10 +468,10 @@ fn command_line(lab: &Lab) -> Result<(), Failure> {
         copied["verified"] == true && std::fs::read(&third)? == model,
         "homi copy to a file: {copied}"
     );
-    let outside = lab.homi(&["read", &first, "--offset", "16M"])?;
+    let outside = lab.homi(&["read", &first, "--offset", "4M"])?;
     let sentence = check_refusal(&outside, 1)?;
     ensure!(
-        sentence.contains("16777216"),
+        sentence.contains("4194304"),
         "a read past the end says: {sentence}"
     );
     let missing = lab.homi(&["read", &first.replace("nsid=1", "nsid=9")])?;

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use fabric_tests::ensure;
-use fabric_tests::lab::{Failure, HostProgram, Lab, Test, Vm, check_refusal};
+use fabric_tests::lab::{Failure, HostProgram, Kernels, Lab, Test, Vm, check_refusal};
 use fabric_tests::random::{Random, contents};
 use homi_initiator::{
     AnyQueue, Blocking, Buffer, Command, CommandId, Completed, ControllerEvent, ControllerStatus, Data,
@@ -42,6 +42,7 @@ pub const TESTS: &[Test] = &[
     },
     Test {
         name: "keep_alive",
+        kernels: Kernels::Default,
         feature: "keep alive while idle, and its expiry",
         limit: Duration::from_secs(180),
         run: keep_alive,
@@ -56,6 +57,7 @@ pub const TESTS: &[Test] = &[
     },
     Test {
         name: "a_killed_target",
+        kernels: Kernels::Default,
         feature: "target killed under I/O",
         fresh: true,
         run: killed,
@@ -593,10 +595,10 @@ fn keep_alive(lab: &Lab) -> Result<(), Failure> {
     );
     let mut queue = Blocking::open(&device)?;
     queue.write(0, Buffer::from_vec(contents(1, UNIT)))?;
-    thread::sleep(Duration::from_secs(9));
+    thread::sleep(Duration::from_secs(6));
     ensure!(
         controller.status() == ControllerStatus::Live,
-        "idle for 9 s: {:?}",
+        "idle for 6 s: {:?}",
         controller.status()
     );
     let back = queue.read(0, Buffer::from_vec(vec![0; UNIT]))?;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fabric_tests::ensure;
-use fabric_tests::lab::{Failure, Lab, Peer, Requirement, Test, Vm};
+use fabric_tests::lab::{Failure, Kernels, Lab, Peer, Requirement, Test, Vm};
 use fabric_tests::meddler::{Act, Side};
 use fabric_tests::random::{Random, contents};
 use fabric_tests::relay::Relay;
@@ -39,6 +39,7 @@ pub const TESTS: &[Test] = &[
     },
     Test {
         name: "a_largest_transfer_is_kept_to",
+        kernels: Kernels::Newest,
         feature: "MDTS",
         run: largest_transfer,
         ..TEST
@@ -52,6 +53,7 @@ pub const TESTS: &[Test] = &[
     },
     Test {
         name: "queues_and_depths",
+        kernels: Kernels::Default,
         feature: "several queues, depth 1 to 128",
         limit: Duration::from_secs(240),
         run: queues_and_depths,
