@@ -6,9 +6,11 @@
 //! - [`controller`] — what a controller is: Connect, admin commands, namespaces, whatever the transport.
 //! - [`host`] — what a host sends to bring a controller up, keep it and discover others.
 //! - [`tcp`] — the NVMe/TCP transport: framing, digests, flow of data, both ends.
+//! - [`rdma`] — the NVMe/RDMA transport without verbs: private data, capsules, descriptors, flow of data, both ends.
 #![forbid(unsafe_code)]
 
 pub mod controller;
 pub mod host;
+pub mod rdma;
 pub mod tcp;
 pub mod time;
