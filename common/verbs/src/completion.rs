@@ -29,7 +29,7 @@ use crate::work::WorkId;
 ///
 /// It cannot be made or copied:
 ///
-/// ```compile_fail
+/// ```compile_fail,E0382
 /// fn twice(qp: &mut homi_verbs::Qp, completion: homi_verbs::Completion) {
 ///     qp.complete(completion, |_| {});
 ///     qp.complete(completion, |_| {});

@@ -77,7 +77,7 @@ impl Outgoing {
 ///
 /// Nothing can be sent yet:
 ///
-/// ```compile_fail
+/// ```compile_fail,E0599
 /// fn too_early(mut connecting: homi_verbs::Connecting) {
 ///     connecting.sends();
 /// }

@@ -10,12 +10,12 @@
 //!
 //! Ownership is what makes it safe:
 //!
-//! - A child keeps its parents: a [`Piece`] its [`MemoryRegion`], that its [`Pd`] and its [`Region`](homi_queue::Region), and so on up to the
+//! - A child keeps its parents: a `Piece` its `MemoryRegion`, that its `Pd` and its [`Region`](homi_queue::Region), and so on up to the
 //!   [`Device`]. They go in the right order whatever order they are dropped in.
 //! - What is posted is held by the queue that it was posted to until its completion is handed back to that queue, or until the queue is
 //!   destroyed. A peer's RDMA READ and WRITE reach registered memory at any time, and registered memory is never borrowed: its region is
 //!   shared for as long as the registration exists.
-//! - A [`Completion`] cannot be made, copied or used twice, and releases only what its own queue posted.
+//! - A `Completion` cannot be made, copied or used twice, and releases only what its own queue posted.
 //! - Completion queues cannot be overrun: what queues may complete is promised to them when they are created.
 //!
 //! Nothing is allocated while posting and polling. Every object can move to another thread; posting and polling take `&mut`, so no lock of

@@ -367,7 +367,7 @@ fn empty() -> ibv_send_wr {
 ///
 /// A batch borrows its queue pair, so that there is one at a time, and is used up by [`SendBatch::commit`]:
 ///
-/// ```compile_fail
+/// ```compile_fail,E0382
 /// fn after_commit(qp: &mut homi_verbs::Qp) {
 ///     let mut batch = qp.sends();
 ///     batch.commit();
@@ -375,7 +375,7 @@ fn empty() -> ibv_send_wr {
 /// }
 /// ```
 ///
-/// ```compile_fail
+/// ```compile_fail,E0499
 /// fn two_at_once(qp: &mut homi_verbs::Qp) {
 ///     let first = qp.sends();
 ///     let second = qp.sends();
@@ -386,7 +386,7 @@ fn empty() -> ibv_send_wr {
 ///
 /// Memory that is not registered cannot be posted:
 ///
-/// ```compile_fail
+/// ```compile_fail,E0271
 /// fn unregistered(batch: &mut homi_verbs::SendBatch<'_>, bytes: &[u8]) {
 ///     batch.send([bytes], None, homi_verbs::Signal::Completion, 1);
 /// }

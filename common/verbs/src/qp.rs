@@ -73,7 +73,7 @@ impl Drop for Inner {
 ///
 /// What it posted last cannot be used without it:
 ///
-/// ```compile_fail
+/// ```compile_fail,E0382
 /// fn closed(qp: homi_verbs::Qp) {
 ///     qp.close(|_| {}, |_| {});
 ///     qp.disconnect();

@@ -251,7 +251,7 @@ fn describe(piece: &Piece, pd: &Pd, needed: Option<Right>) -> Result<ibv_sge, Po
 
 /// Receives that go to the device as one list. What is not committed is withdrawn.
 ///
-/// ```compile_fail
+/// ```compile_fail,E0499
 /// fn two_at_once(qp: &mut homi_verbs::Qp) {
 ///     let first = qp.receives();
 ///     let second = qp.receives();

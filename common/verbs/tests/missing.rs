@@ -1,5 +1,5 @@
 //! What is missing is a typed error that says what to do, in every build and on every machine.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+#![expect(clippy::panic, reason = "tests fail by panicking")]
 
 use homi_verbs::{Device, EventChannel, Unsupported, VerbsError};
 
