@@ -11,7 +11,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::error::{ParameterError, TransportError};
 use super::sgl::{self, MAX_DESCRIPTORS, Offer};
 use super::table::{CommandTable, State};
-use super::work::{Chunk, Operation, Send, SendQueue, Span, Work, WorkId};
+use super::work::{Capsule, Chunk, Operation, SendQueue, Span, Work, WorkId};
 use crate::tcp::CommandKey;
 
 /// The deepest queue that a connection can have.
@@ -127,6 +127,16 @@ pub enum ControllerEvent {
         /// Why.
         status: Status,
     },
+}
+
+impl ControllerEvent {
+    /// The command that it is about.
+    #[must_use]
+    pub fn key(&self) -> CommandKey {
+        match self {
+            Self::Command { key, .. } | Self::DataReceived { key } | Self::DataFailed { key, .. } => *key,
+        }
+    }
 }
 
 /// A buffer that nothing uses any more.
@@ -434,6 +444,7 @@ impl ControllerConnection {
             _ => (None, 0),
         };
         sqe.dptr = offer.summary.0;
+        slot.unseen = 1;
         self.events.push_back(ControllerEvent::Command {
             key,
             sqe,
@@ -526,10 +537,12 @@ impl ControllerConnection {
         match slot.state {
             State::Reading if slot.cursor.done == slot.wanted => {
                 slot.state = State::Deciding;
+                slot.unseen += 1;
                 self.events.push_back(ControllerEvent::DataReceived { key });
             }
             State::Cancelled => {
                 slot.state = State::Deciding;
+                slot.unseen += 1;
                 self.events.push_back(ControllerEvent::DataFailed {
                     key,
                     status: Status::ABORT_REQUESTED,
@@ -576,7 +589,21 @@ impl ControllerConnection {
 
     /// The next event.
     pub fn poll_event(&mut self) -> Option<ControllerEvent> {
-        self.events.pop_front()
+        let event = self.events.pop_front()?;
+        if let Some(slot) = self.table.get_mut(event.key()) {
+            slot.unseen = slot.unseen.saturating_sub(1);
+        }
+        Some(event)
+    }
+
+    /// Drops the events of a command that are of no interest any more, lest its key's next command gets them.
+    fn forget_events(&mut self, key: CommandKey) {
+        if let Some(slot) = self.table.get_mut(key)
+            && slot.unseen > 0
+        {
+            slot.unseen = 0;
+            self.events.retain(|event| event.key() != key);
+        }
     }
 
     /// The next buffer that is free again.
@@ -676,7 +703,7 @@ impl ControllerConnection {
             id: ticket.id,
             ring: ticket.ring,
             signaled: ticket.signaled,
-            operation: Operation::Send(Send {
+            operation: Operation::Send(Capsule {
                 entry: self.response.as_bytes(),
                 list: &[],
                 payload: Span::empty(),
@@ -733,26 +760,31 @@ impl ControllerConnection {
     }
 
     /// Gives up a command's data, as an Abort does. Memory that a READ may be writing to stays with the connection until the READ
-    /// is over; [`take_data`](Self::take_data) gives it back then, or at once if nothing was coming.
+    /// is over; [`take_data`](Self::take_data) gives it back then, or at once if nothing was coming. Events of the data that
+    /// were not polled yet do not come any more.
     ///
     /// # Errors
     /// [`RespondError::Unknown`] if no such command is in flight, [`RespondError::Again`] if it was responded to.
     pub fn cancel(&mut self, key: CommandKey) -> Result<Cancel, RespondError> {
         let slot = self.table.get_mut(key).ok_or(RespondError::Unknown(key))?;
-        match slot.state {
-            State::Reading | State::Cancelled => {
-                let outstanding = slot.reads > 0;
-                slot.state = if outstanding {
-                    State::Cancelled
-                } else {
-                    State::Deciding
-                };
-                self.reading.retain(|other| *other != key);
-                Ok(if outstanding { Cancel::Later } else { Cancel::Now })
+        let cancel = match slot.state {
+            State::Reading | State::Cancelled if slot.reads > 0 => {
+                slot.state = State::Cancelled;
+                Cancel::Later
             }
-            State::Responding => Err(RespondError::Again),
-            State::Free | State::Deciding => Ok(Cancel::Now),
+            State::Responding => return Err(RespondError::Again),
+            State::Free | State::Deciding | State::Reading | State::Cancelled => {
+                slot.state = State::Deciding;
+                Cancel::Now
+            }
+        };
+        // A command that was accepted was reported; one that was not may still be executed, so that event stays.
+        let accepted = slot.wanted > 0;
+        self.reading.retain(|other| *other != key);
+        if accepted {
+            self.forget_events(key);
         }
+        Ok(cancel)
     }
 
     /// Ends a command with a response. The completion's command id is set here. The response is sent after everything that was
@@ -806,6 +838,7 @@ impl ControllerConnection {
         else {
             return Err((RespondError::Length { len, found, offered }, data));
         };
+        self.responding.push_back(key);
         // Memory of `accept` that the session never took.
         let left = std::mem::replace(&mut slot.data, data);
         slot.wanted = wanted;
@@ -818,7 +851,7 @@ impl ControllerConnection {
             None if !left.is_empty() => self.returned.push_back(Returned::Data(left)),
             None => {}
         }
-        self.responding.push_back(key);
+        self.forget_events(key);
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::error::{ParameterError, TransportError};
 use super::sgl::{DESCRIPTOR, MAX_DESCRIPTORS, capsule_list};
-use super::work::{Operation, Send, SendQueue, Span, Work, WorkId, pieces_up_to};
+use super::work::{Capsule, Operation, SendQueue, Span, Work, WorkId, pieces_up_to};
 
 /// The most bytes that one descriptor gets of a longer stretch: the largest multiple of 4096 that fits its 24 bits.
 const LONGEST: u32 = SglDescriptor::MAX_KEYED_LENGTH & !4095;
@@ -414,7 +414,7 @@ impl HostConnection {
             id: ticket.id,
             ring: ticket.ring,
             signaled: ticket.signaled,
-            operation: Operation::Send(Send {
+            operation: Operation::Send(Capsule {
                 entry: self.capsule.as_bytes(),
                 list: list.as_bytes(),
                 payload,

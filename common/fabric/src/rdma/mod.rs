@@ -39,4 +39,4 @@ pub use controller::{
 };
 pub use error::{ParameterError, TransportError};
 pub use host::{HostConnection, HostEvent, HostParams, RemoteKeys, RemoteMemory, StillRunning, SubmitError};
-pub use work::{Operation, Piece, Remote, Send, Span, Work, WorkId};
+pub use work::{Capsule, Operation, Piece, Remote, Span, Work, WorkId};

@@ -44,6 +44,8 @@ pub(super) struct Slot {
     pub(super) cursor: Cursor,
     /// RDMA READs that are outstanding.
     pub(super) reads: u16,
+    /// Events about it that the session has not polled.
+    pub(super) unseen: u8,
     /// The buffer that holds the command's data.
     pub(super) receive: Option<ReceiveBuffer>,
     pub(super) cqe: Cqe,
@@ -203,6 +205,7 @@ impl CommandTable {
             wanted: 0,
             cursor: Cursor::default(),
             reads: 0,
+            unseen: 0,
             receive: None,
             cqe: Cqe::default(),
             next: self.free,

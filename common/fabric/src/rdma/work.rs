@@ -33,7 +33,7 @@ pub struct Work<'a> {
 #[derive(Debug)]
 pub enum Operation<'a> {
     /// Sends a capsule.
-    Send(Send<'a>),
+    Send(Capsule<'a>),
     /// RDMA WRITE of local memory to the host's. Only controllers do that.
     Write {
         /// Where to.
@@ -52,7 +52,7 @@ pub enum Operation<'a> {
 
 /// A capsule to send: `entry`, then `list`, then `payload`.
 #[derive(Debug)]
-pub struct Send<'a> {
+pub struct Capsule<'a> {
     /// The command (64 bytes) or the completion (16 bytes). It lives until the next call only: inline it or copy it.
     pub entry: &'a [u8],
     /// Descriptors that follow the command, mostly none. As short-lived as `entry`.
@@ -63,7 +63,7 @@ pub struct Send<'a> {
     pub invalidate: Option<RemoteKey>,
 }
 
-impl Send<'_> {
+impl Capsule<'_> {
     /// Bytes that have to be copied by inlining or staging: everything but the payload.
     #[must_use]
     pub fn copied_len(&self) -> usize {
