@@ -576,6 +576,18 @@ impl World {
 
     /// The connection dies; what each end sees of it comes in any order. Everything must come back once.
     pub(crate) fn kill(&mut self) {
+        // One end may have had enough before, while the adapters still work through what was posted.
+        match self.numbers.below(3) {
+            0 => {
+                self.controller.lost();
+                self.fetching.clear();
+            }
+            1 => self.host.lost(),
+            _ => {}
+        }
+        for _ in 0..60 {
+            self.step();
+        }
         let mut numbers = self.numbers.clone();
         self.channel.kill(&mut numbers);
         self.numbers = numbers;
