@@ -159,6 +159,28 @@ fn memory_in_parts_is_a_list_in_the_capsule_and_neighbours_are_one() {
 }
 
 #[test]
+fn memory_under_different_keys_is_never_one_descriptor() {
+    let mut end = connected();
+    let region = Region::allocate(1024, 8).unwrap();
+    let parts = [0, 512].map(|start| region.segment(start..start + 512).unwrap());
+    let slot = end.reserve().unwrap();
+    // Side by side in the address space, but registered apart.
+    let keys = |segment: &Segment| {
+        everywhere(segment).map(|memory| RemoteMemory {
+            key: RemoteKey(if segment.start() == 0 { 1 } else { 2 }),
+            ..memory
+        })
+    };
+    end.submit(slot, Command::read(1, 0, 2), Data::List(parts.to_vec()), &keys);
+    let posted = post(&mut end);
+    let list = [
+        Sgl::keyed(0, 512, 1, true).unwrap(),
+        Sgl::keyed(512, 512, 2, true).unwrap(),
+    ];
+    assert_eq!(posted[0].2[64..], *list.as_bytes());
+}
+
+#[test]
 fn what_cannot_be_sent_is_refused_with_its_memory() {
     let mut end = connected();
     let mut refused = |command: Command, data: Data, registered: bool| {
