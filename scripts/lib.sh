@@ -21,6 +21,29 @@ need_toolchain() {
         fail "Rust $have is too old: this needs $wanted or later ('rustup update stable')"
 }
 
+# Whether RDMA can be built here: its bindings are made with cmake and libclang (with the headers that belong to it). HOMI_RDMA=no leaves it
+# out.
+can_build_rdma() {
+    [ "${HOMI_RDMA:-}" != no ] && command -v cmake >/dev/null 2>&1 && command -v make >/dev/null 2>&1 || return
+    [ -z "${LIBCLANG_PATH:-}" ] || return 0
+    { compgen -G '/usr/lib*/llvm*/lib/libclang*.so*' || compgen -G '/usr/lib*/libclang*.so*' ||
+        compgen -G '/usr/lib/*/libclang*.so*'; } >/dev/null || return
+    { compgen -G '/usr/lib*/llvm*/lib/clang/*/include/stddef.h' ||
+        compgen -G '/usr/lib*/clang/*/include/stddef.h'; } >/dev/null
+}
+
+# Features to build with, separated by commas: those given, and RDMA where it can be built. Says so on standard error.
+features() {
+    local all=("$@") IFS=,
+    if can_build_rdma; then
+        printf 'with RDMA: cmake and libclang are here\n' >&2
+        all+=(homi-verbs/rdma)
+    else
+        printf 'without RDMA: that needs cmake, make and libclang (Debian and Ubuntu: apt-get install cmake make libclang-dev)\n' >&2
+    fi
+    printf '%s' "${all[*]}"
+}
+
 build_dir() {
     printf '%s' "${CARGO_TARGET_DIR:-build}"
 }

@@ -15,7 +15,6 @@ use homi_queue::RemoteKey;
 use rdma_sys::{
     ibv_ack_cq_events, ibv_comp_channel, ibv_cq, ibv_create_comp_channel, ibv_create_cq,
     ibv_destroy_comp_channel, ibv_destroy_cq, ibv_get_cq_event, ibv_poll_cq, ibv_req_notify_cq, ibv_wc,
-    ibv_wc_flags,
 };
 
 use crate::device::{Device, check, errno, system};
@@ -70,11 +69,11 @@ impl Completion {
         u64::from(self.wc.byte_len)
     }
 
-    /// The key of this host that the peer has invalidated with its SEND.
-    pub(crate) fn invalidated(&self) -> Option<RemoteKey> {
+    /// The key of this host that the peer has invalidated with its SEND; `flag` is how the device says so.
+    pub(crate) fn invalidated(&self, flag: u32) -> Option<RemoteKey> {
         // SAFETY: both variants of the union are 32 bits of plain data; the flag says whether it is this one.
         let key = unsafe { self.wc.imm_data_invalidated_rkey_union.invalidated_rkey };
-        (self.wc.wc_flags & ibv_wc_flags::IBV_WC_WITH_INV.0 != 0).then_some(RemoteKey(key))
+        (self.wc.wc_flags & flag != 0).then_some(RemoteKey(key))
     }
 
     pub(crate) fn work(&self) -> WorkId {

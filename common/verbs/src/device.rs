@@ -10,11 +10,16 @@ use std::sync::Arc;
 
 use rdma_sys::{
     ibv_context, ibv_device_attr, ibv_device_cap_flags, ibv_free_device_list, ibv_get_device_list,
-    ibv_get_device_name, ibv_query_device, rdma_free_devices, rdma_get_devices,
+    ibv_get_device_name, ibv_query_device, ibv_wc_flags, rdma_free_devices, rdma_get_devices,
 };
 
 use crate::error::{Unsupported, VerbsError};
 use crate::types::{Limits, Windows};
+
+/// The vendor that Linux's RDMA over Ethernet in software claims to be.
+const RXE_VENDOR: u32 = 0x00ff_ffff;
+/// Its driver hands the kernel's own flags to user space, where this bit means something else that reliable connections never have.
+const RXE_WITH_INVALIDATE: u32 = 1 << 2;
 
 /// The error that a call has just left in `errno`.
 pub(crate) fn system(action: &'static str) -> VerbsError {
@@ -144,6 +149,7 @@ struct Inner {
     context: NonNull<ibv_context>,
     name: String,
     limits: Limits,
+    invalidated_flag: u32,
     /// Keeps the context open.
     _open: OpenDevices,
 }
@@ -203,11 +209,18 @@ impl Device {
             return Ok(None);
         };
         let name = name_of(context);
-        let limits = limits_of(context)?;
+        let raw = attributes_of(context)?;
+        // SAFETY: the context is open, kept so by the list.
+        let vectors = unsafe { (*context.as_ptr()).num_comp_vectors };
         Ok(Some(Self(Arc::new(Inner {
             context,
             name,
-            limits,
+            limits: limits_of(&raw, vectors),
+            invalidated_flag: if raw.vendor_id == RXE_VENDOR {
+                RXE_WITH_INVALIDATE
+            } else {
+                ibv_wc_flags::IBV_WC_WITH_INV.0
+            },
             _open: open,
         }))))
     }
@@ -232,6 +245,11 @@ impl Device {
 
     pub(crate) fn context(&self) -> *mut ibv_context {
         self.0.context.as_ptr()
+    }
+
+    /// The flag of completions which says that the peer has invalidated a key.
+    pub(crate) fn invalidated_flag(&self) -> u32 {
+        self.0.invalidated_flag
     }
 
     /// Checks that an object of `other` may be used with one of this device.
@@ -267,21 +285,22 @@ fn name_of(context: NonNull<ibv_context>) -> String {
     name.to_string_lossy().into_owned()
 }
 
-fn limits_of(context: NonNull<ibv_context>) -> Result<Limits, VerbsError> {
-    let context = context.as_ptr();
+fn attributes_of(context: NonNull<ibv_context>) -> Result<Box<ibv_device_attr>, VerbsError> {
     let mut raw: Box<ibv_device_attr> = {
         // SAFETY: the structure is plain data, for which zeros are a value.
         Box::new(unsafe { std::mem::zeroed() })
     };
     // SAFETY: the context is open, and the structure is of the type that the call fills.
-    let code = unsafe { ibv_query_device(context, ptr::from_mut(&mut *raw)) };
+    let code = unsafe { ibv_query_device(context.as_ptr(), ptr::from_mut(&mut *raw)) };
     check(code, "query an RDMA device")?;
-    // SAFETY: the context is open.
-    let vectors = unsafe { (*context).num_comp_vectors };
+    Ok(raw)
+}
+
+fn limits_of(raw: &ibv_device_attr, vectors: i32) -> Limits {
     let count = |value: i32| u32::try_from(value).unwrap_or(0);
     let depth = |value: i32| u8::try_from(value.clamp(0, 255)).unwrap_or(u8::MAX);
     let has = |flag: ibv_device_cap_flags| raw.device_cap_flags & flag.0 != 0;
-    Ok(Limits {
+    Limits {
         work_requests: count(raw.max_qp_wr),
         pieces: count(raw.max_sge),
         read_pieces: count(raw.max_sge_rd),
@@ -302,5 +321,5 @@ fn limits_of(context: NonNull<ibv_context>) -> Result<Limits, VerbsError> {
         },
         invalidate: has(ibv_device_cap_flags::IBV_DEVICE_MEM_MGT_EXTENSIONS),
         completion_vectors: count(vectors).max(1),
-    })
+    }
 }

@@ -100,7 +100,9 @@ impl Receives {
             status,
             // Never more than there is memory for, whatever a driver says.
             bytes: if well { completion.bytes().min(capacity) } else { 0 },
-            invalidated: completion.invalidated().filter(|_| well),
+            invalidated: completion
+                .invalidated(self.pd.device().invalidated_flag())
+                .filter(|_| well),
         })
     }
 

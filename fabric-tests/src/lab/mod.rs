@@ -43,7 +43,7 @@ pub use guest::{Guest, Namespace, NvmeDrive, Sriov};
 pub use kernel::Kernel;
 pub use link::{Counts, Link, Plan};
 pub use program::{HostProgram, check_refusal};
-pub use requirement::Requirement;
+pub use requirement::{Requirement, VERBS_PROGRAM};
 pub use target::HostTarget;
 pub use test::{Failure, Kernels, Peer, Test, Transport};
 pub use vm::{GuestTarget, Vm};

@@ -164,6 +164,28 @@ nvmet_clear() {
     done
 }
 
+# --- RDMA -----------------------------------------------------------------------------------------------------------------------------
+
+# An RDMA device in software, rxe0, on a network device of its own with addresses 10.77.0.1 and fd77::1.
+soft_roce() {
+    modprobe -a dummy rdma_rxe rdma_ucm ib_uverbs
+    ip link add roce0 type dummy
+    # Room for a message of 4096 bytes in one packet.
+    ip link set roce0 mtu 4200 up
+    ip address add 10.77.0.1/24 dev roce0
+    ip address add fd77::1/64 dev roce0 nodad
+    rdma link add rxe0 type rxe netdev roce0
+    until_true 40 grep -q ACTIVE /sys/class/infiniband/rxe0/ports/1/state
+    # The connection manager finds a device by the addresses that it knows, which follow a moment later.
+    until_true 40 grep -qi 0a4d:0001 /sys/class/infiniband/rxe0/ports/1/gids/*
+    until_true 40 grep -qi fd77: /sys/class/infiniband/rxe0/ports/1/gids/*
+}
+
+soft_roce_clear() {
+    [ ! -e /sys/class/infiniband/rxe0 ] || rdma link delete rxe0 || true
+    [ ! -e /sys/class/net/roce0 ] || ip link delete roce0 || true
+}
+
 # --- between tests --------------------------------------------------------------------------------------------------------------------
 
 # What a test may leave behind; a guest is used again only when this is what it was. Without other programs, for it is called often and each
@@ -194,6 +216,7 @@ lab_clean() {
     done
     [ ! -e /sys/class/nvme-fabrics ] || nvme disconnect-all >/dev/null 2>&1 || true
     nvmet_clear
+    soft_roce_clear
     losetup -D 2>/dev/null || true
     if [ -d /sys/kernel/config/nullb ]; then
         find /sys/kernel/config/nullb -mindepth 1 -maxdepth 1 -type d -exec rmdir {} + 2>/dev/null || true

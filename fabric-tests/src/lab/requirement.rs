@@ -12,6 +12,9 @@ use super::vm::QEMU;
 /// The oldest QEMU that has everything (SR-IOV and flexible queues in its drives).
 const QEMU_WANTED: u32 = 8;
 
+/// The program that shows RDMA at work, in the folder of the others ([`Lab::program`](super::Lab::program)).
+pub const VERBS_PROGRAM: &str = "examples/pingpong";
+
 /// Something that a test cannot do without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Requirement {
@@ -23,6 +26,8 @@ pub enum Requirement {
     LinuxTarget,
     /// RDMA over Ethernet in software (rxe) in a guest.
     SoftRoce,
+    /// Programs of this checkout that were built with RDMA.
+    Verbs,
     /// Drives and their interrupts in user space (vfio-pci) in a guest with an IOMMU.
     Vfio,
     /// An emulated drive with a controller memory buffer.
@@ -42,11 +47,12 @@ pub enum Requirement {
 }
 
 impl Requirement {
-    const NAMES: [(Self, &'static str); 10] = [
+    const NAMES: [(Self, &'static str); 11] = [
         (Self::Loopback, "Loopback"),
         (Self::LinuxHost, "LinuxHost"),
         (Self::LinuxTarget, "LinuxTarget"),
         (Self::SoftRoce, "SoftRoce"),
+        (Self::Verbs, "Verbs"),
         (Self::Vfio, "Vfio"),
         (Self::NvmeCmb, "NvmeCmb"),
         (Self::SriovNvme, "SriovNvme"),
@@ -83,6 +89,9 @@ impl Requirement {
             Self::LinuxHost => module("nvme-tcp").or_else(|| tool("nvme")),
             Self::LinuxTarget => module("nvmet-tcp"),
             Self::SoftRoce => module("rdma_rxe").or_else(|| tool("rdma")),
+            Self::Verbs => (!machine.verbs).then(|| {
+                format!("the programs were built without RDMA, which needs cmake and libclang: {ADVICE}")
+            }),
             Self::Vfio => module("vfio-pci"),
             Self::NvmeCmb => property("cmb_size_mb"),
             Self::SriovNvme => property("sriov_max_vfs"),
@@ -121,6 +130,8 @@ pub struct Machine {
     pub gpu: bool,
     /// Whether there is an RDMA network card.
     pub rdma_nic: bool,
+    /// Whether this checkout was built with RDMA.
+    pub verbs: bool,
 }
 
 impl Machine {
@@ -148,6 +159,11 @@ impl Machine {
                 .flatten()
                 // Software's have no device behind them.
                 .any(|entry| entry.path().join("device").exists()),
+            // Only a build with RDMA has this beside the program that runs the lab.
+            verbs: env::current_exe()
+                .ok()
+                .and_then(|program| Some(program.parent()?.join(VERBS_PROGRAM).exists()))
+                .unwrap_or_default(),
         }
     }
 
@@ -214,6 +230,7 @@ mod tests {
             "fio is missing: run scripts/lab setup"
         );
         assert!(reason(Requirement::NvmeCmb).contains("cmb_size_mb"));
+        assert!(reason(Requirement::Verbs).contains("built without RDMA"));
         assert_eq!(Requirement::Loopback.missing(&nothing, Some(&kernel)), None);
         assert_eq!(Requirement::LinuxTarget.missing(&nothing, None), None);
     }
