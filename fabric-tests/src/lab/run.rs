@@ -45,6 +45,9 @@ pub struct Options {
     pub jobs: Option<usize>,
     /// What may be skipped, where nothing else may.
     pub allowed_skips: Option<AllowedSkips>,
+    /// How many tests that fail are run once more, in guests of their own: emulated guests on a busy machine can miss any limit in
+    /// time. A row that passed so says it.
+    pub repeats: usize,
 }
 
 /// A test on a kernel that is to be run.
@@ -96,6 +99,8 @@ struct Progress {
     rows: Vec<Option<Row>>,
     /// Guests that were booted.
     boots: usize,
+    /// Tests that may still be run once more.
+    repeats: usize,
 }
 
 /// Runs tests.
@@ -335,6 +340,7 @@ impl Runner {
             queue,
             rows,
             boots: 0,
+            repeats: options.repeats,
         });
         thread::scope(|scope| {
             for _ in 0..jobs {
@@ -399,7 +405,15 @@ impl Runner {
                 }
                 state.queue.remove(at_hand.unwrap_or(0))
             };
-            let row = self.run_one(&item, &mut pool, accelerator, printer);
+            let mut row = self.run_one(&item, &mut pool, accelerator, printer);
+            if row.result == Outcome::Failed && take_repeat(&mut lock().repeats) {
+                printer.say(&format!("once more: {}", item.name));
+                let first = row.reason.take().unwrap_or_default();
+                row = self.run_one(&item, &mut pool, accelerator, printer);
+                if row.result == Outcome::Passed {
+                    row.reason = Some(format!("the first time it failed: {first}"));
+                }
+            }
             printer.print(&row);
             if let Some(place) = lock().rows.get_mut(item.place) {
                 *place = Some(row);
@@ -496,6 +510,13 @@ impl Runner {
 }
 
 /// Runs a body in a thread of its own; what it has is killed when its time is up.
+/// Uses up one of so many.
+fn take_repeat(left: &mut usize) -> bool {
+    let any = *left > 0;
+    *left -= usize::from(any);
+    any
+}
+
 fn run_body(item: &Item, lab: Lab, set: Option<&Set>) -> Result<(), Failure> {
     let body = item.test.run;
     let limit = item.test.limit.mul_f64(patience());
@@ -776,6 +797,13 @@ mod tests {
         );
         let row = run(Some("[[skip]]\nrequirement = \"Gpu\"\nreason = \"none here\""));
         assert_eq!(row.result, Outcome::Skipped);
+    }
+
+    #[test]
+    fn as_many_tests_are_run_once_more_as_was_said() {
+        let mut left = 2;
+        let taken: Vec<bool> = (0..4).map(|_| take_repeat(&mut left)).collect();
+        assert_eq!(taken, [true, true, false, false]);
     }
 
     #[test]

@@ -60,6 +60,9 @@ struct Run {
     /// Tests at a time [default: one for every six cores].
     #[arg(long)]
     jobs: Option<usize>,
+    /// Run so many tests that fail once more; their rows say so.
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    repeats: usize,
 }
 
 fn main() -> ExitCode {
@@ -95,6 +98,7 @@ impl Run {
             filter: self.filter,
             kernel: self.kernel,
             jobs: self.jobs,
+            repeats: self.repeats,
             allowed_skips: self.ci.then(|| AllowedSkips::read(&allowed)).transpose()?,
         };
         let runner = Runner::new(FILES)?;
