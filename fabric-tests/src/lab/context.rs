@@ -1,6 +1,7 @@
 //! [`Lab`]: what a test's body works with.
 
 use std::env;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -122,6 +123,13 @@ impl Lab {
     #[must_use]
     pub fn is_emulated(&self) -> bool {
         self.accelerator == Accelerator::Tcg
+    }
+
+    /// Writes a line of a measurement to standard output, and into the transcript.
+    pub fn tell(&self, line: &str) {
+        self.note(line);
+        // Whoever was to read it may be gone.
+        let _ = writeln!(io::stdout(), "{line}");
     }
 
     /// Writes a line into the transcript, which is shown when the test fails.

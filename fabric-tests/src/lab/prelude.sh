@@ -166,23 +166,40 @@ nvmet_clear() {
 
 # --- RDMA -----------------------------------------------------------------------------------------------------------------------------
 
+# rdma_device KIND DEVICE [ADDRESS...]: an RDMA device in software (rxe: RoCE, siw: iWARP) named KIND0 on a network device, which is found by these
+# IPv4 addresses.
+rdma_device() {
+    local kind=$1 on=$2 module=$1 address octets
+    [ "$kind" != rxe ] || module=rdma_rxe
+    shift 2
+    modprobe -a "$module" rdma_ucm ib_uverbs
+    rdma link add "${kind}0" type "$kind" netdev "$on"
+    until_true 40 grep -q ACTIVE "/sys/class/infiniband/${kind}0/ports/1/state"
+    # The connection manager finds a RoCE device by the addresses that it knows, which follow a moment later.
+    [ "$kind" = rxe ] || return 0
+    for address in "$@"; do
+        IFS=. read -ra octets <<<"$address"
+        until_true 40 grep -qi "$(printf '%02x%02x:%02x%02x' "${octets[@]}")" /sys/class/infiniband/rxe0/ports/1/gids/*
+    done
+}
+
 # An RDMA device in software, rxe0, on a network device of its own with addresses 10.77.0.1 and fd77::1.
 soft_roce() {
-    modprobe -a dummy rdma_rxe rdma_ucm ib_uverbs
+    modprobe dummy
     ip link add roce0 type dummy
     # Room for a message of 4096 bytes in one packet.
     ip link set roce0 mtu 4200 up
     ip address add 10.77.0.1/24 dev roce0
     ip address add fd77::1/64 dev roce0 nodad
-    rdma link add rxe0 type rxe netdev roce0
-    until_true 40 grep -q ACTIVE /sys/class/infiniband/rxe0/ports/1/state
-    # The connection manager finds a device by the addresses that it knows, which follow a moment later.
-    until_true 40 grep -qi 0a4d:0001 /sys/class/infiniband/rxe0/ports/1/gids/*
+    rdma_device rxe roce0 10.77.0.1
     until_true 40 grep -qi fd77: /sys/class/infiniband/rxe0/ports/1/gids/*
 }
 
-soft_roce_clear() {
-    [ ! -e /sys/class/infiniband/rxe0 ] || rdma link delete rxe0 || true
+rdma_clear() {
+    local device
+    for device in rxe0 siw0; do
+        [ ! -e /sys/class/infiniband/$device ] || rdma link delete $device || true
+    done
     [ ! -e /sys/class/net/roce0 ] || ip link delete roce0 || true
 }
 
@@ -216,7 +233,7 @@ lab_clean() {
     done
     [ ! -e /sys/class/nvme-fabrics ] || nvme disconnect-all >/dev/null 2>&1 || true
     nvmet_clear
-    soft_roce_clear
+    rdma_clear
     losetup -D 2>/dev/null || true
     if [ -d /sys/kernel/config/nullb ]; then
         find /sys/kernel/config/nullb -mindepth 1 -maxdepth 1 -type d -exec rmdir {} + 2>/dev/null || true

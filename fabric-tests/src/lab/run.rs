@@ -48,6 +48,8 @@ pub struct Options {
     /// How many tests that fail are run once more, in guests of their own: emulated guests on a busy machine can miss any limit in
     /// time. A row that passed so says it.
     pub repeats: usize,
+    /// Those that measure, instead of those that judge.
+    pub measure: bool,
 }
 
 /// A test on a kernel that is to be run.
@@ -243,11 +245,11 @@ impl Runner {
             .map(|name| self.kernel(Some(name)))
             .transpose()?;
         for (name, test) in self.tests() {
-            if options
+            let other = options
                 .filter
                 .as_ref()
-                .is_some_and(|filter| !name.contains(filter))
-            {
+                .is_some_and(|filter| !name.contains(filter));
+            if other || test.measures != options.measure {
                 continue;
             }
             let of_debian = || self.kernels.iter().filter(|kernel| kernel.name != "own");
@@ -361,6 +363,9 @@ impl Runner {
             boots,
             seconds: start.elapsed().as_secs_f64(),
         };
+        if options.measure {
+            return Ok(report);
+        }
         let text = serde_json::to_string_pretty(&report)?;
         fs::write(self.logs.join("last.json"), &text)?;
         if report.is_whole() {

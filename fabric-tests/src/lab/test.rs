@@ -34,6 +34,8 @@ pub struct Test {
     pub tolerates: &'static [&'static str],
     /// Its guests must have been booted for it.
     pub fresh: bool,
+    /// It measures instead of judging: `scripts/lab measure` runs it, `scripts/lab run` does not.
+    pub measures: bool,
     /// What it does.
     pub run: fn(&Lab) -> Result<(), Failure>,
 }
@@ -51,6 +53,7 @@ impl Test {
         limit: Duration::from_secs(120),
         tolerates: &[],
         fresh: false,
+        measures: false,
         run: |_| Err(Failure::new("this test has no body")),
     };
 }

@@ -313,8 +313,25 @@ impl Vm {
     /// # Errors
     /// The connection is refused.
     pub fn connect(&self, address: &str, port: u16, nqn: &str, options: &str) -> Result<String, Failure> {
+        self.connect_over("tcp", address, port, nqn, options)
+    }
+
+    /// Connects the guest's host over a transport (`tcp`, `rdma`) and returns the controller's name, as [`Vm::connect`] does.
+    ///
+    /// # Errors
+    /// The connection is refused.
+    pub fn connect_over(
+        &self,
+        transport: &str,
+        address: &str,
+        port: u16,
+        nqn: &str,
+        options: &str,
+    ) -> Result<String, Failure> {
         let output = self.sh(&format!(
-            "modprobe nvme-tcp; nvme connect -t tcp -a {address} -s {port} -n {nqn} {options} >&2; controllers {nqn} | tail -n 1"
+            "modprobe nvme-{transport}
+             nvme connect -t {transport} -a {address} -s {port} -n {nqn} {options} >&2
+             controllers {nqn} | tail -n 1"
         ))?;
         let name = output.stdout.trim().to_owned();
         if name.is_empty() {

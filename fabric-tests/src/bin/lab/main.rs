@@ -25,6 +25,15 @@ struct Cli {
 enum Command {
     /// Run the tests, a row for each.
     Run(Run),
+    /// Measure, and print what was found: ratios between peers in one guest, which mean something where absolute numbers of emulated
+    /// machines mean nothing.
+    Measure {
+        /// Only measurements with this in their name, file::name.
+        filter: Option<String>,
+        /// Only this kernel, by name or release.
+        #[arg(long)]
+        kernel: Option<String>,
+    },
     /// Name the tests, what they need, and the kernels.
     List,
     /// Boot a guest with our target connected and give it this terminal; or run the script that standard input is.
@@ -68,6 +77,7 @@ struct Run {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(run) => run.run(),
+        Command::Measure { filter, kernel } => measure(filter, kernel),
         Command::List => list(),
         Command::Shell { kernel } => open_shell(kernel.as_deref()),
         Command::Table { from, print } => write_table(from, print),
@@ -100,6 +110,7 @@ impl Run {
             jobs: self.jobs,
             repeats: self.repeats,
             allowed_skips: self.ci.then(|| AllowedSkips::read(&allowed)).transpose()?,
+            measure: false,
         };
         let runner = Runner::new(FILES)?;
         let report = runner.run(&options)?;
@@ -109,6 +120,16 @@ impl Run {
         }
         Ok(report.count(Outcome::Failed) == 0)
     }
+}
+
+fn measure(filter: Option<String>, kernel: Option<String>) -> Result<bool, Failure> {
+    let report = Runner::new(FILES)?.run(&Options {
+        filter,
+        kernel,
+        measure: true,
+        ..Options::default()
+    })?;
+    Ok(report.count(Outcome::Failed) == 0)
 }
 
 fn list() -> Result<bool, Failure> {
