@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use homi_fabric::controller::{
-    AllowList, NamespaceConfig, NodeConfig, NodeLimits, PortConfig, PortId, ReferralConfig, SubsystemConfig,
-    TransportAddress, TransportKind,
+    AllowList, NamespaceConfig, NodeConfig, NodeLimits, PortConfig, PortId, RdmaProvider, ReferralConfig,
+    SubsystemConfig, TransportAddress, TransportKind,
 };
 use homi_local::{Backing, File, FileOptions, NamespaceGeometry, Ram};
 
-use crate::config::{Config, Listener, Namespace, Size, Subsystem, Transport, parse_uuid};
+use crate::config::{Config, Listener, Namespace, Place, Size, Subsystem, Transport, parse_uuid};
 use crate::engine::Backings;
 use crate::service::ServiceError;
 
@@ -30,6 +30,16 @@ pub(crate) struct Address {
     pub(crate) wanted: Listener,
     pub(crate) local: SocketAddr,
     pub(crate) port: PortId,
+}
+
+impl Address {
+    /// Where it listens, as the system chose.
+    pub(crate) fn place(&self) -> Place {
+        Place {
+            transport: self.wanted.transport,
+            address: self.local,
+        }
+    }
 }
 
 /// What backs a namespace: two namespaces of two configurations are the same one if this is equal.
@@ -128,7 +138,7 @@ impl Prepared {
             let ip = listener.wanted.advertise.unwrap_or_else(|| listener.local.ip());
             let address = address(listener.wanted.transport, ip, listener.local.port());
             PortConfig {
-                in_capsule: in_capsule(config),
+                in_capsule: in_capsule(config, listener.wanted.transport),
                 ..PortConfig::new(listener.port, address)
             }
         });
@@ -199,8 +209,12 @@ impl Prepared {
 }
 
 /// Bytes that a capsule of an I/O queue may carry.
-pub(crate) fn in_capsule(config: &Config) -> u32 {
-    u32::try_from(config.node.in_capsule.0).unwrap_or(0)
+pub(crate) fn in_capsule(config: &Config, transport: Transport) -> u32 {
+    let size = match transport {
+        Transport::Tcp => config.node.in_capsule,
+        Transport::Rdma => config.rdma.in_capsule,
+    };
+    u32::try_from(size.0).unwrap_or(0)
 }
 
 fn open(subsystem: &Subsystem, namespace: &Namespace) -> Result<Backing, ServiceError> {
@@ -261,6 +275,8 @@ fn usual_block_size(path: &Path) -> Option<u32> {
 fn address(transport: Transport, ip: IpAddr, service: u16) -> TransportAddress {
     let transport = match transport {
         Transport::Tcp => TransportKind::Tcp,
+        // An address does not say which of them it is; hosts do not need it.
+        Transport::Rdma => TransportKind::Rdma(RdmaProvider::Unspecified),
     };
     TransportAddress {
         transport,

@@ -115,6 +115,8 @@ impl<'de> Deserialize<'de> for Name {
 pub struct Config {
     /// The node itself. Changes need a restart.
     pub node: NodeSection,
+    /// NVMe/RDMA, where a listener speaks it. Changes need a restart.
+    pub rdma: RdmaSection,
     /// What one host and one connection may use.
     pub limits: Limits,
     /// Addresses to listen on.
@@ -139,7 +141,7 @@ pub struct NodeSection {
     pub buffers: Size,
     /// Largest transfer of one command: a power of two from 4 KiB to 16 MiB; hosts see it as MDTS.
     pub max_transfer: Size,
-    /// Largest write that a host may send inside its capsule: 0, or 4 KiB to 64 KiB in steps of 16 B.
+    /// Largest write that a host may send inside its capsule over TCP: 0, or 4 KiB to 64 KiB in steps of 16 B.
     pub in_capsule: Size,
     /// How long a busy shard keeps polling after its last event before it sleeps, in microseconds; 0 sleeps at once.
     pub poll_us: u64,
@@ -165,6 +167,27 @@ impl Default for NodeSection {
             congestion: "auto".to_owned(),
             header_digest: true,
             data_digest: true,
+        }
+    }
+}
+
+/// What NVMe/RDMA may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RdmaSection {
+    /// Largest write that a host may send inside its capsule: 0, or 4 KiB to 64 KiB in steps of 16 B. Every receive has this much
+    /// memory, used or not.
+    pub in_capsule: Size,
+    /// Commands that each shard can take at once over one device: the entries of all queues that it has there. What goes beyond is
+    /// refused when it connects. Memory for them is used as they are promised.
+    pub receives: u32,
+}
+
+impl Default for RdmaSection {
+    fn default() -> Self {
+        Self {
+            in_capsule: Size(8 << 10),
+            receives: 8192,
         }
     }
 }
@@ -232,15 +255,27 @@ impl Default for Limits {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Listener {
-    /// `"tcp"`.
+    /// `"tcp"` or `"rdma"`.
     #[serde(default)]
     pub transport: Transport,
-    /// IP address and port, as `"192.168.1.2:4420"` or `"[::]:4420"`.
+    /// IP address and port, as `"192.168.1.2:4420"` or `"[::]:4420"`. Over RDMA it is an address of an RDMA device, or `0.0.0.0` or `[::]`
+    /// for those of all of them in that family.
     pub address: SocketAddr,
     /// The address that discovery tells hosts, when it is not `address` itself (a wildcard address is answered with the
     /// address that the asking host reached).
     #[serde(default)]
     pub advertise: Option<IpAddr>,
+}
+
+impl Listener {
+    /// Where it listens.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        Place {
+            transport: self.transport,
+            address: self.address,
+        }
+    }
 }
 
 /// The transports that a listener can speak.
@@ -250,6 +285,52 @@ pub enum Transport {
     /// NVMe/TCP.
     #[default]
     Tcp,
+    /// NVMe/RDMA.
+    Rdma,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Tcp => "tcp",
+            Self::Rdma => "rdma",
+        })
+    }
+}
+
+/// An address to listen on, as the command line takes it: `192.168.1.2:4420`, `tcp://192.168.1.2:4420` or `rdma://192.168.1.2:4420`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// What is spoken there.
+    pub transport: Transport,
+    /// IP address and port.
+    pub address: SocketAddr,
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (transport, address) = match text.split_once("://") {
+            None | Some(("tcp", _)) => (Transport::Tcp, text.strip_prefix("tcp://").unwrap_or(text)),
+            Some(("rdma", address)) => (Transport::Rdma, address),
+            Some((other, _)) => {
+                return Err(format!("{other:?} is not a transport: use tcp or rdma"));
+            }
+        };
+        match address.parse() {
+            Ok(address) => Ok(Self { transport, address }),
+            Err(_) => Err(format!(
+                "{address:?} is not an address: write IP:PORT, such as 192.168.1.2:4420 or [::]:4420"
+            )),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", self.transport, self.address)
+    }
 }
 
 /// The discovery service.
@@ -264,7 +345,7 @@ pub struct Discovery {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Referral {
-    /// `"tcp"`.
+    /// `"tcp"` or `"rdma"`.
     #[serde(default)]
     pub transport: Transport,
     /// IP address and port.
@@ -365,11 +446,19 @@ impl Config {
                 "node.max_transfer must be a power of two from 4K to 16M, not {transfer}"
             ));
         }
-        let in_capsule = node.in_capsule.0;
-        if in_capsule != 0 && (!(4096..=65536).contains(&in_capsule) || !in_capsule.is_multiple_of(16)) {
-            return Some(format!(
-                "node.in_capsule must be 0, or 4K to 64K in steps of 16, not {in_capsule}"
-            ));
+        for (key, Size(size)) in [
+            ("node.in_capsule", node.in_capsule),
+            ("rdma.in_capsule", self.rdma.in_capsule),
+        ] {
+            if size != 0 && (!(4096..=65536).contains(&size) || !size.is_multiple_of(16)) {
+                return Some(format!(
+                    "{key} must be 0, or 4K to 64K in steps of 16, not {size}"
+                ));
+            }
+        }
+        let receives = self.rdma.receives;
+        if !(64..=32768).contains(&receives) {
+            return Some(format!("rdma.receives must be 64 to 32768, not {receives}"));
         }
         if node.buffers.0 < transfer || node.buffers.0 > 1 << 40 {
             return Some(format!(
@@ -392,8 +481,8 @@ impl Config {
                 limits.queue_entries
             ));
         }
-        if let Some(address) = repeated(self.listener.iter().map(|listener| listener.address)) {
-            return Some(format!("two listeners have the address {address}: remove one"));
+        if let Some(place) = repeated(self.listener.iter().map(Listener::place)) {
+            return Some(format!("two listeners have the address {place}: remove one"));
         }
         if let Some(nqn) = repeated(self.subsystem.iter().map(|subsystem| subsystem.nqn.0.to_string())) {
             return Some(format!("two subsystems have the NQN {nqn}: rename one"));

@@ -2,7 +2,8 @@
 //!
 //! One pass of an engine is: bytes go to sessions, sessions start commands, [`Engine::run`] starts the batch at the
 //! executors and takes completions back to the sessions, and what they have to send is left in their outputs. The
-//! shard drives an engine with a reactor; tests drive it with byte vectors and a clock of their own.
+//! shard drives an engine with a reactor; tests drive it with byte vectors and a clock of their own. A connection over RDMA brings
+//! no bytes: whoever has its queue pair tells its state machine what happened there ([`Engine::rdma`]), and posts what that wants.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -13,16 +14,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use homi_fabric::controller::{
     CloseReason, ConfigError as NodeConfigError, ConnectionId, Effect, Node, NodeIdentity, PortId,
 };
-use homi_fabric::tcp::ControllerParams;
+use homi_fabric::rdma;
+use homi_fabric::tcp::{ControllerConnection, ControllerParams};
 use homi_fabric::time::Instant;
 use homi_local::{Backing, FileBackend};
 use homi_queue::{Command, Completion, Data, GatherList, Segment};
 use homi_spec::status::Status;
 
+use crate::arena::Arena;
 use crate::config::{Config, Events, Size};
 use crate::executors::{Executor, ExecutorRoute, Finished};
 use crate::pool::Pool;
-use crate::session::{Closing, Session};
+use crate::session::{Closing, Link, Memory, Session};
 use crate::slab::{Key, Slab};
 
 /// What backs each namespace, by the handle that namespace tables carry. Handles are small and never reused.
@@ -186,6 +189,8 @@ pub(crate) struct Core {
     shared: Shared,
     options: EngineOptions,
     pub(crate) pool: Pool,
+    /// The buffers of connections over RDMA.
+    pub(crate) arena: Arena,
     pub(crate) payload: Payload,
     /// Namespaces that were flushed because a host shut its controller down.
     pub(crate) flushed: u64,
@@ -226,10 +231,61 @@ impl Core {
         }
     }
 
+    /// A buffer of `len` bytes, or `None` when there is none now.
+    #[inline]
+    pub(crate) fn take(&mut self, memory: Memory, len: usize) -> Option<Data> {
+        match memory {
+            Memory::Ordinary => self.pool.take(len),
+            Memory::Registered => self.arena.take(len),
+        }
+    }
+
+    /// Takes back a buffer that a command is done with. Other memory is dropped.
+    #[inline]
+    pub(crate) fn put(&mut self, memory: Memory, data: Data) {
+        match memory {
+            Memory::Ordinary => self.pool.put(data),
+            Memory::Registered => {
+                self.arena.put(&data);
+            }
+        }
+    }
+
+    /// See [`Pool::may_lend`].
+    #[inline]
+    pub(crate) fn may_lend(&mut self, memory: Memory, held: usize, len: usize) -> bool {
+        match memory {
+            Memory::Ordinary => self.pool.may_lend(held, len),
+            Memory::Registered => self.arena.may_lend(held, len),
+        }
+    }
+
+    /// See [`Pool::lend`].
+    #[inline]
+    pub(crate) fn lend(&mut self, memory: Memory, len: usize) -> usize {
+        match memory {
+            Memory::Ordinary => self.pool.lend(len),
+            Memory::Registered => self.arena.lend(len),
+        }
+    }
+
+    /// See [`Pool::settle`].
+    #[inline]
+    pub(crate) fn settle(&mut self, memory: Memory, size: usize) {
+        match memory {
+            Memory::Ordinary => self.pool.settle(size),
+            Memory::Registered => self.arena.settle(size),
+        }
+    }
+
     /// Whether the executor with this handle lends reads its own memory. Where not, they need buffers of the pool, or what
     /// hosts ask for and do not take would have no bound.
     #[inline]
-    pub(crate) fn lends_memory(&mut self, handle: u64) -> bool {
+    pub(crate) fn lends_memory(&mut self, memory: Memory, handle: u64) -> bool {
+        if memory == Memory::Registered {
+            // No device has registered it.
+            return false;
+        }
         let index = usize::try_from(handle).unwrap_or(usize::MAX);
         if !matches!(self.executors.get(index), Some(Some(_))) && !self.open(index) {
             // What is started there fails before it has any memory.
@@ -336,11 +392,13 @@ impl fmt::Debug for Engine {
 impl Engine {
     pub(crate) fn new(shared: Shared, options: EngineOptions) -> Self {
         let pool = Pool::new(options.buffers, options.max_transfer);
+        let arena = Arena::new(options.buffers, options.max_transfer);
         Self {
             core: Core {
                 shared,
                 options,
                 pool,
+                arena,
                 payload: Payload::default(),
                 flushed: 0,
                 executors: Vec::new(),
@@ -362,23 +420,109 @@ impl Engine {
         peer: Arc<str>,
         in_capsule: u32,
     ) -> Option<Key> {
-        let shard = self.core.options.shard;
         let params = ControllerParams {
             max_in_capsule_io: in_capsule,
             ..self.core.options.params
         };
-        let key = self.sessions.reserve()?;
-        match Session::new(key, connection_id(shard, key), (port, local), peer, &params) {
-            Ok(session) => {
-                self.sessions.fill(key, Box::new(session));
-                Some(key)
-            }
+        match ControllerConnection::new(params) {
+            Ok(link) => self.add(port, local, peer, Link::Tcp(link)),
             Err(error) => {
-                self.sessions.remove(key);
                 tracing::error!("a connection's parameters are wrong: {error}");
                 None
             }
         }
+    }
+
+    /// A new connection over RDMA, likewise.
+    pub(crate) fn open_rdma(
+        &mut self,
+        port: PortId,
+        local: IpAddr,
+        peer: Arc<str>,
+        params: rdma::ControllerParams,
+    ) -> Option<Key> {
+        match rdma::ControllerConnection::new(params) {
+            Ok(link) => self.add(port, local, peer, Link::Rdma(Box::new(link))),
+            Err(error) => {
+                tracing::error!("a connection's parameters are wrong: {error}");
+                None
+            }
+        }
+    }
+
+    fn add(&mut self, port: PortId, local: IpAddr, peer: Arc<str>, link: Link) -> Option<Key> {
+        let shard = self.core.options.shard;
+        let key = self.sessions.reserve()?;
+        let session = Session::new(key, connection_id(shard, key), (port, local), peer, link);
+        self.sessions.fill(key, Box::new(session));
+        Some(key)
+    }
+
+    /// Tells the state machine of a connection over RDMA what happened on its queue pair, and does what comes of it. The session is
+    /// listed: there may be work to post and buffers to [`collect`](Self::collect).
+    pub(crate) fn rdma<R>(
+        &mut self,
+        key: Key,
+        now: Instant,
+        f: impl FnOnce(&mut rdma::ControllerConnection) -> R,
+    ) -> Option<R> {
+        let session = self.sessions.get_mut(key)?;
+        let outcome = f(session.rdma()?);
+        session.poll_rdma(&mut self.core, now);
+        self.core.list(key, &mut session.listed);
+        Some(outcome)
+    }
+
+    /// The state machine of a connection over RDMA, to post its work, and where its buffers are.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn rdma_parts(&mut self, key: Key) -> Option<(&mut rdma::ControllerConnection, &Arena)> {
+        let link = self.sessions.get_mut(key)?.rdma()?;
+        Some((link, &self.core.arena))
+    }
+
+    /// Takes back what a connection over RDMA is done with; receives go to `receive`.
+    pub(crate) fn collect(&mut self, key: Key, receive: impl FnMut(rdma::ReceiveBuffer)) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.collect(&mut self.core, receive);
+        }
+    }
+
+    /// The connection of a session over RDMA is over, whatever becomes of its queue pair. The session stays until that is still and
+    /// executors are done with its commands: see [`bury`](Self::bury).
+    pub(crate) fn part(&mut self, key: Key, now: Instant) {
+        let Some(session) = self.sessions.get_mut(key) else {
+            return;
+        };
+        session.close(Closing {
+            reason: "the connection ended".to_owned(),
+            ordinary: true,
+        });
+        log_end(session);
+        if let Some(link) = session.rdma() {
+            link.lost();
+        }
+        self.core
+            .node()
+            .closed(connection_id(self.core.options.shard, key), now);
+        self.core.route_effects();
+    }
+
+    /// Forgets a session whose connection is over and whose queue pair is gone, if nothing of it is in use any more. Says whether it
+    /// is forgotten.
+    pub(crate) fn bury(&mut self, key: Key, mut receive: impl FnMut(rdma::ReceiveBuffer)) -> bool {
+        let Some(session) = self.sessions.get_mut(key) else {
+            return true;
+        };
+        session.release_held();
+        session.collect(&mut self.core, &mut receive);
+        if !session.is_still() {
+            return false;
+        }
+        if let Some(session) = self.sessions.remove(key) {
+            self.core.settle(Memory::Registered, session.lent());
+        }
+        self.feed_waiting();
+        true
     }
 
     /// Bytes that a connection received, in order.
@@ -428,7 +572,7 @@ impl Engine {
             for done in finished.drain(..) {
                 match self.sessions.get_mut(done.route.session) {
                     Some(session) => session.finish(&mut self.core, done),
-                    // The connection closed meanwhile: its buffer is free again.
+                    // The connection closed meanwhile: its buffer is free again. Sessions over RDMA wait for theirs.
                     None => drop(done),
                 }
             }
@@ -518,20 +662,13 @@ impl Engine {
     /// Forgets a connection whose socket is closed.
     pub(crate) fn forget(&mut self, key: Key, now: Instant) {
         if let Some(session) = self.sessions.remove(key) {
-            if let Some(closing) = session.closing() {
-                let peer = session.peer();
-                if closing.ordinary {
-                    tracing::debug!(%peer, "connection closed: {}", closing.reason);
-                } else {
-                    tracing::warn!(%peer, "connection closed: {}", closing.reason);
-                }
-            }
+            log_end(&session);
             self.core
                 .node()
                 .closed(connection_id(self.core.options.shard, key), now);
             self.core.route_effects();
             // Its buffers are free for others now.
-            self.core.pool.settle(session.lent());
+            self.core.settle(Memory::Ordinary, session.lent());
             drop(session);
             self.feed_waiting();
         }
@@ -617,6 +754,17 @@ impl Engine {
     pub(crate) fn unwatched(&mut self, handle: usize) {
         if let Some(Some(executor)) = self.core.executors.get_mut(handle) {
             executor.watched = false;
+        }
+    }
+}
+
+fn log_end(session: &Session) {
+    if let Some(closing) = session.closing() {
+        let peer = session.peer();
+        if closing.ordinary {
+            tracing::debug!(%peer, "connection closed: {}", closing.reason);
+        } else {
+            tracing::warn!(%peer, "connection closed: {}", closing.reason);
         }
     }
 }

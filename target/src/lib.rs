@@ -10,6 +10,7 @@
 //! - [`memory`] — a whole target without sockets, for tests.
 //! - [`Service`] — starts, reloads and stops a target inside any process.
 
+mod arena;
 mod catalogue;
 mod clock;
 pub mod config;
@@ -17,6 +18,11 @@ mod engine;
 mod executors;
 pub mod memory;
 mod pool;
+#[cfg(feature = "rdma")]
+mod rdma;
+#[cfg(not(feature = "rdma"))]
+#[path = "rdma/absent.rs"]
+mod rdma;
 mod service;
 mod session;
 mod shard;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use homi_target::config::{
-    Config, ConfigError, Events, Listener, Name, Namespace, Size, Subsystem, Transport,
+    Config, ConfigError, Events, Listener, Name, Namespace, Place, Size, Subsystem, Transport,
 };
 use homi_target::{Service, ServiceError};
 use nix::sys::signal::{SigSet, Signal};
@@ -15,7 +15,7 @@ use tracing_subscriber::EnvFilter;
 
 /// Name of the subsystem that `--ram` and `--file` make when `--nqn` gives none.
 const DEFAULT_NQN: &str = "nqn.2026-01.io.homi-fabrics:default";
-/// Port of NVMe/TCP (NVMe/TCP Transport 1.0 section 3.1).
+/// Port of NVMe/TCP (NVMe/TCP Transport 1.0 section 3.1), and of NVMe/RDMA.
 const DEFAULT_PORT: u16 = 4420;
 
 /// Exports files, block devices and RAM over NVMe-oF.
@@ -43,9 +43,10 @@ struct Serve {
     /// Configuration file; the flags below go over it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Address to listen on instead of those of the file [default without a file: 127.0.0.1:4420].
-    #[arg(long, value_name = "IP:PORT")]
-    listen: Vec<SocketAddr>,
+    /// Address to listen on instead of those of the file, over TCP, or over RDMA with rdma:// before it; repeat for more
+    /// [default without a file: 127.0.0.1:4420].
+    #[arg(long, value_name = "[TRANSPORT://]IP:PORT")]
+    listen: Vec<Place>,
     /// Serve memory of this size, such as 1G; repeat for more namespaces.
     #[arg(long, value_name = "SIZE")]
     ram: Vec<Size>,
@@ -178,18 +179,21 @@ impl Serve {
             None => Config::default(),
         };
         if !self.listen.is_empty() || (self.config.is_none() && config.listener.is_empty()) {
-            let default = SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT));
-            let addresses = if self.listen.is_empty() {
+            let default = Place {
+                transport: Transport::Tcp,
+                address: SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT)),
+            };
+            let places = if self.listen.is_empty() {
                 &[default][..]
             } else {
                 &self.listen
             };
-            let listener = |address: &SocketAddr| Listener {
-                transport: Transport::Tcp,
-                address: *address,
+            let listener = |place: &Place| Listener {
+                transport: place.transport,
+                address: place.address,
                 advertise: None,
             };
-            config.listener = addresses.iter().map(listener).collect();
+            config.listener = places.iter().map(listener).collect();
         }
         if self.shards.is_some() {
             config.node.shards = self.shards;
@@ -262,7 +266,7 @@ impl Serve {
 /// Prints what is served, one line per address and subsystem, in the form that `homi` takes.
 fn announce(config: &Config, service: &Service) {
     let mut out = io::stdout();
-    for address in service.addresses() {
+    for place in service.places() {
         for subsystem in &config.subsystem {
             let namespaces = subsystem.namespace.len();
             let plural = if namespaces == 1 { "" } else { "s" };
@@ -272,7 +276,7 @@ fn announce(config: &Config, service: &Service) {
                 (false, hosts) => format!("{hosts} allowed host{}", if hosts == 1 { "" } else { "s" }),
             };
             let line = format!(
-                "serving nvme+tcp://{address}/{} ({namespaces} namespace{plural}) to {who}",
+                "serving nvme+{place}/{} ({namespaces} namespace{plural}) to {who}",
                 subsystem.nqn
             );
             say(&mut out, &line);

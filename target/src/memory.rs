@@ -1,7 +1,8 @@
 //! A whole target without sockets, threads or a clock: for tests, fuzzers and simulations.
 //!
 //! It runs the same engine, sessions, node and executors as [`Service`](crate::Service). Bytes go in and out by hand, and
-//! time passes when the caller says so.
+//! time passes when the caller says so. Over RDMA the caller is the queue pair: it tells the connection's state machine what
+//! completed, and carries out the work that this wants.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -10,11 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use homi_fabric::controller::PortId;
+use homi_fabric::rdma;
 use homi_fabric::time::Instant;
 use homi_queue::{GatherList, Segment};
 
 use crate::catalogue::{Address, Catalogue, in_capsule};
-use crate::config::Config;
+use crate::config::{Config, Transport};
 use crate::engine::{Deliver, Engine, EngineOptions, Request, Shared};
 use crate::service::ServiceError;
 use crate::session::Closing;
@@ -110,8 +112,55 @@ impl MemoryTarget {
         let address = self.config.listener.first().map(|listener| listener.address);
         let local = address.map_or(IpAddr::from([127, 0, 0, 1]), |address: SocketAddr| address.ip());
         self.engine
-            .open(PortId(1), local, "memory".into(), in_capsule(&self.config))
+            .open(
+                PortId(1),
+                local,
+                "memory".into(),
+                in_capsule(&self.config, Transport::Tcp),
+            )
             .map(Connection)
+    }
+
+    /// A new connection over RDMA through the first listener. The caller gives receives as they are wanted.
+    pub fn connect_rdma(&mut self, params: rdma::ControllerParams) -> Option<Connection> {
+        let address = self.config.listener.first().map(|listener| listener.address);
+        let local = address.map_or(IpAddr::from([127, 0, 0, 1]), |address: SocketAddr| address.ip());
+        self.engine
+            .open_rdma(PortId(1), local, "memory".into(), params)
+            .map(Connection)
+    }
+
+    /// Tells the state machine of a connection over RDMA what happened on its queue pair, or takes work to carry out from it; then does
+    /// what comes of it. `None` if there is no such connection. What it returns is for [`MemoryTarget::returned_receives`].
+    pub fn queue_pair<R>(
+        &mut self,
+        connection: Connection,
+        f: impl FnOnce(&mut rdma::ControllerConnection) -> R,
+    ) -> Option<R> {
+        let outcome = self.engine.rdma(connection.0, self.now, f);
+        self.settle();
+        outcome
+    }
+
+    /// Receives of a connection over RDMA that are to be posted again. Its other buffers go back to the target.
+    pub fn returned_receives(&mut self, connection: Connection) -> Vec<rdma::ReceiveBuffer> {
+        let mut receives = Vec::new();
+        self.engine
+            .collect(connection.0, |receive| receives.push(receive));
+        self.settle();
+        receives
+    }
+
+    /// The queue pair of a connection over RDMA is gone. Returns the receives that the connection had, or `None` as long as commands
+    /// of it are executed: let them, and ask again.
+    pub fn close_rdma(&mut self, connection: Connection) -> Option<Vec<rdma::ReceiveBuffer>> {
+        self.engine.part(connection.0, self.now);
+        self.engine.session(connection.0)?.rdma()?.stopped();
+        self.settle();
+        let mut receives = Vec::new();
+        let gone = self.engine.bury(connection.0, |receive| receives.push(receive));
+        self.settle();
+        gone.then_some(receives)
     }
 
     /// Bytes from the host.

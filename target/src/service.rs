@@ -6,7 +6,6 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -16,20 +15,19 @@ use homi_fabric::controller::{ConfigError as NodeConfigError, PortId};
 use homi_local::OpenError;
 use homi_reactor::socket::{self, Congestion, SocketError};
 use homi_reactor::{Backend, BackendChoice, Event, Options, Reactor, ReactorError, SocketKey, Wait, Waker};
+use homi_verbs::VerbsError;
 
 use crate::catalogue::{Address, Catalogue, in_capsule};
 use crate::clock::Clock;
-use crate::config::{Config, ConfigError, Events, Listener};
+use crate::config::{Config, ConfigError, Events, Listener, Place, Transport};
 use crate::engine::{Deliver, EngineOptions, Request, Shared};
-use crate::shard::{Arrival, Mailbox, Message, STAGING, Shard, ShardCounters, ShardOptions};
+use crate::rdma;
+use crate::shard::{Arrival, Mailboxes, Message, STAGING, Shard, ShardCounters, ShardOptions};
 
 /// Connections that the system queues for a listener.
 const BACKLOG: i32 = 1024;
 /// The longest that the control thread sleeps while there are associations, so that a new one's keep-alive is seen.
 const CONTROL_PERIOD: Duration = Duration::from_millis(250);
-/// Connections accepted beyond `limits.connections`, so that their hosts are told that the node is busy instead of finding the
-/// connection closed. Beyond these too they are closed.
-const TURNED_AWAY: u64 = 64;
 
 /// Why a target cannot run as configured.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +62,14 @@ pub enum ServiceError {
     /// An address cannot be listened on.
     #[error("cannot listen: {0}")]
     Listen(#[from] SocketError),
+    /// An address cannot be listened on over RDMA.
+    #[error("cannot listen on rdma://{address}: {source}")]
+    ListenRdma {
+        /// The address.
+        address: SocketAddr,
+        /// Why: what this machine, or this build, lacks.
+        source: VerbsError,
+    },
     /// The configuration's congestion control cannot be used.
     #[error("node.congestion: {0}")]
     Congestion(io::Error),
@@ -84,14 +90,12 @@ pub enum ServiceError {
 /// The mailboxes of all shards.
 #[derive(Debug)]
 struct Post {
-    boxes: Vec<Arc<Mailbox>>,
+    boxes: Mailboxes,
 }
 
 impl Deliver for Post {
     fn deliver(&self, shard: u16, request: Request) {
-        if let Some(mailbox) = self.boxes.get(usize::from(shard)) {
-            mailbox.post(Message::Request(request));
-        }
+        self.boxes.post(usize::from(shard), Message::Request(request));
     }
 }
 
@@ -106,8 +110,8 @@ pub struct Service {
     control_waker: Waker,
     control: Option<JoinHandle<()>>,
     shards: Vec<JoinHandle<()>>,
-    mailboxes: Vec<Arc<Mailbox>>,
-    addresses: Arc<Mutex<Vec<SocketAddr>>>,
+    mailboxes: Mailboxes,
+    places: Arc<Mutex<Vec<Place>>>,
     backend: Backend,
 }
 
@@ -129,7 +133,7 @@ impl Service {
         config.check()?;
         let clock = Clock::start();
         let shard_count = config.node.shards.map_or_else(default_shards, usize::from);
-        let mailboxes: Vec<Arc<Mailbox>> = (0..shard_count).map(|_| Arc::new(Mailbox::new())).collect();
+        let mailboxes = Mailboxes::new(shard_count);
         let shared = Shared::new(
             config,
             Arc::new(Post {
@@ -149,10 +153,11 @@ impl Service {
     fn start_threads(
         config: &Config,
         shared: &Shared,
-        mailboxes: Vec<Arc<Mailbox>>,
+        mailboxes: Mailboxes,
         clock: Clock,
     ) -> Result<Self, ServiceError> {
         let mut shards = Vec::new();
+        let whole = Arc::new(config.clone());
         let mut backend = Backend::IoUring;
         let cores = if config.node.pin {
             socket::allowed_cores().unwrap_or_default()
@@ -160,7 +165,7 @@ impl Service {
             Vec::new()
         };
         for (mailbox, index) in mailboxes.iter().zip(0_u16..) {
-            let options = shard_options(config, index);
+            let options = shard_options(&whole, index);
             let (shared, mailbox) = (shared.clone(), Arc::clone(mailbox));
             let core = (!cores.is_empty())
                 .then(|| cores.get(usize::from(index) % cores.len()).copied())
@@ -194,10 +199,10 @@ impl Service {
             }
         }
         let (orders, inbox) = mpsc::channel();
-        let addresses = Arc::new(Mutex::new(Vec::new()));
+        let places = Arc::new(Mutex::new(Vec::new()));
         let (ready, started) = mpsc::sync_channel(1);
         let control = {
-            let (shared, mailboxes, addresses) = (shared.clone(), mailboxes.clone(), Arc::clone(&addresses));
+            let (shared, mailboxes, places) = (shared.clone(), mailboxes.clone(), Arc::clone(&places));
             let config = config.clone();
             thread::Builder::new().name("control".to_owned()).spawn(move || {
                 let options = Options {
@@ -211,7 +216,7 @@ impl Service {
                     Err(error) => return drop(ready.send(Err(error))),
                 };
                 drop(ready.send(Ok(reactor.waker())));
-                Control::new(reactor, shared, mailboxes, addresses, clock, config).run(&inbox);
+                Control::new(reactor, shared, mailboxes, places, clock, config).run(&inbox);
             })
         };
         let control = control.map_err(ServiceError::Thread)?;
@@ -222,7 +227,7 @@ impl Service {
             control: Some(control),
             shards,
             mailboxes,
-            addresses,
+            places,
             backend,
         })
     }
@@ -244,10 +249,13 @@ impl Service {
     /// The addresses that the target listens on now, in the order of the configuration.
     #[must_use]
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.addresses
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.places().iter().map(|place| place.address).collect()
+    }
+
+    /// The same with the transport of each.
+    #[must_use]
+    pub fn places(&self) -> Vec<Place> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Which interface of the kernel the shards wait on.
@@ -259,10 +267,7 @@ impl Service {
     /// Number of connections now.
     #[must_use]
     pub fn connections(&self) -> u64 {
-        self.mailboxes
-            .iter()
-            .map(|mailbox| mailbox.connections.load(Ordering::Relaxed))
-            .sum()
+        self.mailboxes.connections()
     }
 
     /// What each shard has done so far.
@@ -279,7 +284,7 @@ impl Service {
             self.control_waker.wake();
             join(control, "control");
         }
-        for mailbox in &self.mailboxes {
+        for mailbox in self.mailboxes.iter() {
             mailbox.post(Message::Stop);
         }
         for (index, shard) in self.shards.drain(..).enumerate() {
@@ -312,8 +317,9 @@ fn backend_choice(config: &Config) -> BackendChoice {
     }
 }
 
-fn shard_options(config: &Config, shard: u16) -> ShardOptions {
+fn shard_options(config: &Arc<Config>, shard: u16) -> ShardOptions {
     ShardOptions {
+        config: Arc::clone(config),
         engine: EngineOptions::new(config, shard),
         reactor: Options {
             backend: backend_choice(config),
@@ -325,20 +331,33 @@ fn shard_options(config: &Config, shard: u16) -> ShardOptions {
     }
 }
 
-/// A listening socket.
+/// What connections come in through.
+enum Door {
+    Tcp(SocketKey),
+    Rdma(rdma::Listener),
+}
+
+/// A door that was opened but is not in use yet. Dropping it closes it.
+enum NewDoor {
+    Tcp(OwnedFd),
+    Rdma(rdma::Listener),
+}
+
+/// A listener.
 struct Listening {
     address: Address,
-    key: SocketKey,
+    door: Door,
 }
 
 /// The control thread: accepts, applies configurations, keeps the node's time.
 struct Control {
     reactor: Reactor,
     shared: Shared,
-    mailboxes: Vec<Arc<Mailbox>>,
-    addresses: Arc<Mutex<Vec<SocketAddr>>>,
+    mailboxes: Mailboxes,
+    places: Arc<Mutex<Vec<Place>>>,
     clock: Clock,
     config: Config,
+    rdma: rdma::Listeners,
     listening: Vec<Listening>,
     next_port: u16,
     catalogue: Catalogue,
@@ -348,19 +367,21 @@ impl Control {
     fn new(
         reactor: Reactor,
         shared: Shared,
-        mailboxes: Vec<Arc<Mailbox>>,
-        addresses: Arc<Mutex<Vec<SocketAddr>>>,
+        mailboxes: Mailboxes,
+        places: Arc<Mutex<Vec<Place>>>,
         clock: Clock,
         config: Config,
     ) -> Self {
         let (listening, catalogue) = (Vec::new(), Catalogue::default());
+        let rdma = rdma::Listeners::new();
         Self {
             reactor,
             shared,
             mailboxes,
-            addresses,
+            places,
             clock,
             config,
+            rdma,
             listening,
             next_port: 1,
             catalogue,
@@ -371,10 +392,7 @@ impl Control {
         let mut accepted = Vec::new();
         loop {
             let deadline = self.shared.node().next_deadline();
-            let connected = self
-                .mailboxes
-                .iter()
-                .any(|mailbox| mailbox.connections.load(Ordering::Relaxed) > 0);
+            let connected = self.mailboxes.connections() > 0;
             let until = deadline.map(|due| due.saturating_since(self.clock.now()));
             let sleep = match until {
                 Some(until) => Some(until.min(CONTROL_PERIOD)),
@@ -395,6 +413,10 @@ impl Control {
             }
             for (port, stream, peer) in accepted.drain(..) {
                 self.accept(port, stream, peer);
+            }
+            let gone = self.rdma.turn(&mut self.reactor, &self.config, &self.mailboxes);
+            for port in gone {
+                self.lose(port);
             }
             let now = self.clock.now();
             if deadline.is_some_and(|due| due <= now) {
@@ -423,39 +445,40 @@ impl Control {
         else {
             return;
         };
-        let counts = self
-            .mailboxes
-            .iter()
-            .map(|mailbox| mailbox.connections.load(Ordering::Relaxed));
-        let total: u64 = counts.sum();
-        if total >= u64::from(self.config.limits.connections) + TURNED_AWAY {
-            tracing::warn!(%peer, "connection refused: there are {total} connections already (limits.connections)");
-            return;
-        }
-        let Some(mailbox) = self
-            .mailboxes
-            .iter()
-            .min_by_key(|mailbox| mailbox.connections.load(Ordering::Relaxed))
-        else {
-            return;
-        };
         // Without this, a batch's last completions wait for the host's delayed acknowledgement: 40 ms.
         if let Err(error) = socket::set_no_delay(stream.as_fd(), true) {
             tracing::warn!(%peer, "connection refused: its small sends cannot be made to go out at once: {error}");
             return;
         }
-        // Counted at once, so that connections that arrive together spread out; the shard then keeps the count itself.
-        mailbox.connections.fetch_add(1, Ordering::Relaxed);
+        let Some(shard) = self.mailboxes.choose(self.config.limits.connections) else {
+            tracing::warn!(%peer, "connection refused: there are as many as there may be (limits.connections)");
+            return;
+        };
         let local = socket::local_address(stream.as_fd())
             .unwrap_or(listening.address.local)
             .ip();
-        mailbox.post(Message::Arrival(Arrival {
+        let arrival = Arrival {
             stream,
             local,
             peer: peer.to_string().into(),
             port: listening.address.port,
-            in_capsule: in_capsule(&self.config),
-        }));
+            in_capsule: in_capsule(&self.config, Transport::Tcp),
+        };
+        self.mailboxes.post(shard, Message::Arrival(arrival));
+    }
+
+    /// The device of a listener is gone.
+    fn lose(&mut self, port: PortId) {
+        self.listening.retain(|listening| {
+            let lost = listening.address.port == port;
+            if lost {
+                tracing::warn!(
+                    "no longer listening on {}: its RDMA device was removed; a reload listens again",
+                    listening.address.place()
+                );
+            }
+            !lost
+        });
     }
 
     fn apply(&mut self, config: &Config) -> Result<(), ServiceError> {
@@ -471,14 +494,19 @@ impl Control {
         let node_config = prepared.node_config(config, &listening);
         self.shared.node().apply(node_config, self.clock.now())?;
         for handle in self.catalogue.commit(prepared) {
-            for mailbox in &self.mailboxes {
+            for mailbox in self.mailboxes.iter() {
                 mailbox.post(Message::Request(Request::Retire(handle)));
             }
         }
-        for (address, socket) in added {
-            let key = self.reactor.add_listener(socket, u64::from(address.port.0));
-            tracing::info!("listening on {}", address.local);
-            self.listening.push(Listening { address, key });
+        for (address, door) in added {
+            let door = match door {
+                NewDoor::Tcp(socket) => {
+                    Door::Tcp(self.reactor.add_listener(socket, u64::from(address.port.0)))
+                }
+                NewDoor::Rdma(listener) => Door::Rdma(listener),
+            };
+            tracing::info!("listening on {}", address.place());
+            self.listening.push(Listening { address, door });
         }
         let (kept, gone): (Vec<_>, Vec<_>) = self
             .listening
@@ -486,18 +514,21 @@ impl Control {
             .partition(|listening| config.listener.contains(&listening.address.wanted));
         self.listening = kept;
         for listening in gone {
-            tracing::info!("no longer listening on {}", listening.address.local);
-            self.reactor.close(listening.key);
+            tracing::info!("no longer listening on {}", listening.address.place());
+            match listening.door {
+                Door::Tcp(key) => self.reactor.close(key),
+                Door::Rdma(listener) => listener.close(),
+            }
         }
-        let addresses = listening.iter().map(|address| address.local).collect();
-        *self.addresses.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
+        let places = listening.iter().map(Address::place).collect();
+        *self.places.lock().unwrap_or_else(PoisonError::into_inner) = places;
         self.config = config.clone();
         self.shared.route_effects();
         Ok(())
     }
 
     /// The address of a listener that is open already or was just added.
-    fn find(&self, wanted: &Listener, added: &[(Address, OwnedFd)]) -> Option<Address> {
+    fn find(&self, wanted: &Listener, added: &[(Address, NewDoor)]) -> Option<Address> {
         let known = self.listening.iter().map(|listening| &listening.address);
         known
             .chain(added.iter().map(|(address, _)| address))
@@ -511,6 +542,9 @@ impl Control {
         if format!("{:?}", old.node) != format!("{:?}", new.node) {
             return Err(ServiceError::NeedsRestart("[node]"));
         }
+        if old.rdma != new.rdma {
+            return Err(ServiceError::NeedsRestart("[rdma]"));
+        }
         if old.limits.queue_entries != new.limits.queue_entries
             || old.limits.handshake_s != new.limits.handshake_s
         {
@@ -522,7 +556,7 @@ impl Control {
     }
 
     /// Binds the listeners that are new.
-    fn bind(&mut self, config: &Config) -> Result<Vec<(Address, OwnedFd)>, ServiceError> {
+    fn bind(&mut self, config: &Config) -> Result<Vec<(Address, NewDoor)>, ServiceError> {
         let mut added = Vec::new();
         for wanted in &config.listener {
             if self
@@ -532,21 +566,42 @@ impl Control {
             {
                 continue;
             }
-            let socket = socket::listen(wanted.address, BACKLOG)?;
-            let congestion = Congestion::from(config.node.congestion.as_str());
-            socket::set_congestion(socket.as_fd(), &congestion).map_err(ServiceError::Congestion)?;
-            let local = socket::local_address(socket.as_fd()).unwrap_or(wanted.address);
             let port = PortId(self.next_port);
             self.next_port = self.next_port.checked_add(1).unwrap_or(1);
+            let (local, door) = match wanted.transport {
+                Transport::Tcp => listen_tcp(wanted.address, config)?,
+                Transport::Rdma => self.listen_rdma(wanted.address, port)?,
+            };
             added.push((
                 Address {
                     wanted: wanted.clone(),
                     local,
                     port,
                 },
-                socket,
+                door,
             ));
         }
         Ok(added)
     }
+
+    fn listen_rdma(
+        &mut self,
+        address: SocketAddr,
+        port: PortId,
+    ) -> Result<(SocketAddr, NewDoor), ServiceError> {
+        let listener = self
+            .rdma
+            .listen(&mut self.reactor, address, port)
+            .map_err(|source| ServiceError::ListenRdma { address, source })?;
+        let local = listener.local_address().unwrap_or(address);
+        Ok((local, NewDoor::Rdma(listener)))
+    }
+}
+
+fn listen_tcp(address: SocketAddr, config: &Config) -> Result<(SocketAddr, NewDoor), ServiceError> {
+    let socket = socket::listen(address, BACKLOG)?;
+    let congestion = Congestion::from(config.node.congestion.as_str());
+    socket::set_congestion(socket.as_fd(), &congestion).map_err(ServiceError::Congestion)?;
+    let local = socket::local_address(socket.as_fd()).unwrap_or(address);
+    Ok((local, NewDoor::Tcp(socket)))
 }

@@ -1,7 +1,12 @@
 //! One connection of a host: its transport state, the queue it became at Connect, and its commands in flight.
 //!
-//! A session turns capsules into commands for executors and their completions back into capsules. It touches no
-//! socket: the engine feeds it received bytes, and the shard sends what it leaves in its output.
+//! A session turns capsules into commands for executors and their completions back into capsules. It touches no socket
+//! and no queue pair: over TCP the engine feeds it received bytes, and the shard sends what it leaves in its output; over RDMA
+//! the shard tells its [`Link`] what the queue pair did, and posts what that wants.
+
+mod buffers;
+mod link;
+mod receive;
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -11,11 +16,9 @@ use homi_fabric::controller::io::{self, Scope, Transfer};
 use homi_fabric::controller::{
     AdminOutcome, Cached, ConnectionId, NamespaceTable, Node, PortId, QueueState, QueueView, Route,
 };
-use homi_fabric::tcp::{
-    Cancel, CommandKey, ControllerConnection, ControllerEvent, ControllerParams, ParameterError,
-};
+use homi_fabric::tcp::CommandKey;
 use homi_fabric::time::Instant;
-use homi_queue::{Command, Completion, Data, GatherList, Region, Segment};
+use homi_queue::{Command, Completion, Data, Region};
 use homi_spec::SglDescriptor;
 use homi_spec::command::{Cqe, NvmOpcode, Sqe};
 use homi_spec::status::Status;
@@ -23,6 +26,8 @@ use homi_spec::status::Status;
 use crate::engine::Core;
 use crate::executors::{ExecutorRoute, Finished};
 use crate::slab::Key;
+
+pub(crate) use link::{Link, Memory};
 
 /// What a command in flight is waiting for, by its key.
 #[derive(Debug, Default)]
@@ -101,7 +106,7 @@ pub(crate) struct Session {
     /// The address of this node that the host came to.
     local: IpAddr,
     peer: Arc<str>,
-    transport: ControllerConnection,
+    link: Link,
     queue: QueueState,
     attached: Option<Attached>,
     stages: Vec<Stage>,
@@ -113,7 +118,7 @@ pub(crate) struct Session {
     stalled: Option<Stalled>,
     /// Whether the engine has this session on its list of those that wait for buffers.
     pub(crate) queued: bool,
-    /// What its buffers count of those that wait for hosts.
+    /// What its buffers count of those that wait for hosts. Over RDMA those that are being sent are among them.
     lent: usize,
     /// Whether any of its answers came out of the pool's buffers.
     sends_buffers: bool,
@@ -133,15 +138,15 @@ impl Session {
         id: ConnectionId,
         (port, local): (PortId, IpAddr),
         peer: Arc<str>,
-        params: &ControllerParams,
-    ) -> Result<Self, ParameterError> {
-        Ok(Self {
+        link: Link,
+    ) -> Self {
+        Self {
             key,
             id,
             port,
             local,
             peer,
-            transport: ControllerConnection::new(*params)?,
+            link,
             queue: QueueState::new(),
             attached: None,
             stages: Vec::new(),
@@ -154,7 +159,7 @@ impl Session {
             closing: None,
             parting: None,
             listed: false,
-        })
+        }
     }
 
     pub(crate) fn peer(&self) -> &str {
@@ -222,26 +227,29 @@ impl Session {
         }
     }
 
-    pub(crate) fn has_output(&mut self) -> bool {
-        !self.transport.output().is_empty()
+    /// The state machine of a connection over RDMA.
+    pub(crate) fn rdma(&mut self) -> Option<&mut homi_fabric::rdma::ControllerConnection> {
+        self.link.rdma()
     }
 
-    /// Bytes to be sent.
-    pub(crate) fn backlog(&mut self) -> usize {
-        self.transport.output().remaining()
-    }
-
-    pub(crate) fn take_output(&mut self, spare: GatherList) -> GatherList {
-        self.transport.take_output(spare)
-    }
-
-    /// Where the next bytes may be received directly, when that is worth it.
-    pub(crate) fn landing(&self, minimum: usize) -> Option<Segment> {
-        if self.closing.is_some() {
-            None
-        } else {
-            self.transport.landing(minimum)
+    /// After the end of the connection: commands that wait for something that will not come are over.
+    pub(crate) fn release_held(&mut self) {
+        for (stage, key) in self.stages.iter_mut().zip(0..) {
+            if let Stage::Held(cid) = *stage {
+                *stage = Stage::Idle;
+                // It has no response any more, so nothing can be wrong with it.
+                drop(self.link.respond(CommandKey(key), Cqe::new(cid)));
+            }
         }
+    }
+
+    /// Whether executors have none of its commands and its connection has nothing of this node's.
+    pub(crate) fn is_still(&mut self) -> bool {
+        let executing = self
+            .stages
+            .iter()
+            .any(|stage| matches!(stage, Stage::Executing { .. } | Stage::Joining { .. }));
+        !executing && self.link.rdma().is_none_or(|link| link.is_finished())
     }
 
     /// Commands that executors have and whose completions are still to come.
@@ -250,92 +258,6 @@ impl Session {
             .iter()
             .filter(|stage| matches!(stage, Stage::Executing { .. }))
             .count()
-    }
-
-    /// Whether a command waits for a buffer for the data in its capsule: nothing more can be received before.
-    pub(crate) fn is_stalled(&self) -> bool {
-        self.stalled.is_some()
-    }
-
-    /// Whether what comes next is most likely data of transfers of at least `size` bytes: as many bytes are asked for.
-    pub(crate) fn expects(&self, size: usize) -> bool {
-        self.lent > 0 && self.lent >= size * usize::from(self.transport.in_flight())
-    }
-
-    /// What its buffers count of those that wait for hosts.
-    pub(crate) fn lent(&self) -> usize {
-        self.lent
-    }
-
-    /// Takes bytes that were received in order.
-    pub(crate) fn receive(&mut self, core: &mut Core, mut input: &[u8], now: Instant) {
-        if let Some(stalled) = &mut self.stalled {
-            return stalled.bytes.extend_from_slice(input);
-        }
-        if let Some(attached) = &mut self.attached {
-            attached.namespaces.refresh();
-        }
-        while self.closing.is_none() {
-            match self.transport.advance(&mut input) {
-                Ok(Some(event)) => {
-                    self.handle(core, event, now);
-                    if let Some(stalled) = &mut self.stalled {
-                        stalled.now = now;
-                        return stalled.bytes.extend_from_slice(input);
-                    }
-                }
-                Ok(None) => return,
-                Err(error) => self.close(Closing {
-                    reason: error.to_string(),
-                    ordinary: false,
-                }),
-            }
-        }
-    }
-
-    /// Takes the count of bytes that were received into [`Session::landing`].
-    pub(crate) fn landed(&mut self, core: &mut Core, count: usize, now: Instant) {
-        self.landed += count;
-        match self.transport.landed(count) {
-            Ok(Some(event)) => self.handle(core, event, now),
-            Ok(None) => {}
-            Err(error) => self.close(Closing {
-                reason: error.to_string(),
-                ordinary: false,
-            }),
-        }
-    }
-
-    fn handle(&mut self, core: &mut Core, event: ControllerEvent, now: Instant) {
-        match event {
-            ControllerEvent::Ready => {}
-            ControllerEvent::Command {
-                key,
-                sqe,
-                fault: None,
-                ..
-            } => self.command(core, key, &sqe, now),
-            ControllerEvent::Command {
-                key,
-                sqe,
-                fault: Some(status),
-                ..
-            } => {
-                if status.is(Status::CID_CONFLICT) && self.is_held(sqe.cid.get()) {
-                    self.command(core, key, &sqe, now);
-                } else {
-                    self.refuse(core, key, &sqe, status);
-                }
-            }
-            ControllerEvent::DataReceived { key } => self.data_received(core, key, now),
-            ControllerEvent::DataFailed { key, status } => self.data_failed(core, key, status),
-            ControllerEvent::PeerTerminated(why) => {
-                self.close(Closing {
-                    reason: format!("the host ended the connection: {why}"),
-                    ordinary: false,
-                });
-            }
-        }
     }
 
     /// Whether the command with this id waits for an event. Hosts that detach forget their event requests first and reuse
@@ -351,7 +273,7 @@ impl Session {
         match self.queue.route(sqe) {
             Ok(Route::Io) => self.io(core, key, sqe),
             Ok(Route::Node) => self.admin(core, key, sqe, now),
-            Ok(Route::Connect) => self.want_data(core, key, CONNECT_DATA, Stage::ConnectData(*sqe), sqe),
+            Ok(Route::Connect) => self.want_data(core, key, CONNECT_DATA, Stage::ConnectData(*sqe), sqe, now),
             Err(status) => self.respond(core, key, sqe.cid.get(), status.into()),
         }
     }
@@ -372,7 +294,7 @@ impl Session {
                 tracing::debug!(peer = %self.peer, controller = grant.controller_id, qid = grant.qid, "connected");
                 // SQSIZE counts entries, of which one stays free; a host without flow control may fill them all.
                 let depth = u16::try_from(grant.depth).unwrap_or(u16::MAX);
-                self.transport.set_queue(depth, grant.qid != 0);
+                self.link.set_queue(depth, grant.qid != 0);
                 let cqe = self.queue.accept(&grant, cid);
                 let namespaces = Cached::new(Arc::clone(grant.view.namespaces()));
                 self.attached = Some(Attached {
@@ -392,7 +314,7 @@ impl Session {
     fn admin(&mut self, core: &mut Core, key: CommandKey, sqe: &Sqe, now: Instant) {
         match Node::admin_data_from_host(sqe) {
             Ok(0) => self.run_admin(core, key, sqe, &[], now),
-            Ok(len) => self.want_data(core, key, len, Stage::AdminData(*sqe), sqe),
+            Ok(len) => self.want_data(core, key, len, Stage::AdminData(*sqe), sqe, now),
             Err(status) => self.respond(core, key, sqe.cid.get(), Completion::failed(status)),
         }
     }
@@ -433,13 +355,24 @@ impl Session {
     }
 
     /// Asks the host for the data of a Connect or an admin command.
-    fn want_data(&mut self, core: &mut Core, key: CommandKey, len: u32, stage: Stage, sqe: &Sqe) {
+    fn want_data(
+        &mut self,
+        core: &mut Core,
+        key: CommandKey,
+        len: u32,
+        stage: Stage,
+        sqe: &Sqe,
+        now: Instant,
+    ) {
         if sqe.sgl().parse().data_length() != len {
             let completion = Completion::failed(Status::SGL_DATA_LENGTH_INVALID.with_dnr());
             return self.respond(core, key, sqe.cid.get(), completion);
         }
-        let data = Data::whole(Region::from_vec(vec![0; len as usize]));
         self.set_stage(key, stage);
+        if let Some(data) = self.link.data_with_command(key) {
+            return self.data_came(core, key, data, now);
+        }
+        let data = Data::whole(Region::from_vec(vec![0; len as usize]));
         self.accept(core, key, sqe.cid.get(), data);
     }
 
@@ -468,7 +401,9 @@ impl Session {
             Transfer::None => self.start(core, key, cid, Kind::Other, handle, command, Data::None),
             // With a digest, the bytes must stay what they were when it was computed: an executor may lend memory that
             // later commands write to.
-            Transfer::ToHost(len) if !self.transport.data_digest() && core.lends_memory(handle) => {
+            Transfer::ToHost(len)
+                if !self.link.data_digest() && core.lends_memory(self.link.memory(), handle) =>
+            {
                 let data = Data::Anywhere { len: len as usize };
                 let kind = Kind::Read {
                     to_host: len,
@@ -478,6 +413,12 @@ impl Session {
             }
             transfer => {
                 let in_capsule = matches!(sqe.sgl().parse(), SglDescriptor::InCapsule { .. });
+                if in_capsule && let Some(data) = self.link.data_with_command(key) {
+                    // Used where it was received.
+                    core.payload.bytes_landed += data.len() as u64;
+                    let kind = kind_of(&command, transfer);
+                    return self.start(core, key, cid, kind, handle, command, data);
+                }
                 let command = Buffered {
                     cid,
                     handle,
@@ -525,138 +466,45 @@ impl Session {
         }
     }
 
-    /// Gets a buffer for a command and goes on with it; false if there is none yet.
-    fn take_buffer(&mut self, core: &mut Core, key: CommandKey, mut command: Buffered) -> bool {
-        let len = command.transfer.len() as usize;
-        let unsent = if self.sends_buffers {
-            self.transport.output().remaining()
-        } else {
-            0
-        };
-        let held = self.lent + unsent;
-        let data = if command.in_capsule || core.pool.may_lend(held, len) {
-            core.pool.take(len)
-        } else {
-            None
-        };
-        let Some(data) = data else {
-            self.set_stage(key, Stage::Buffer(command));
-            return false;
-        };
-        if !command.in_capsule {
-            command.lent = core.pool.lend(len);
-            self.lent += command.lent;
-        }
-        let cid = command.cid;
-        if let Transfer::ToHost(to_host) = command.transfer {
-            let kind = Kind::Read {
-                to_host,
-                lent: command.lent,
-            };
-            self.start(core, key, cid, kind, command.handle, command.command, data);
-        } else {
-            self.set_stage(key, Stage::Data(command));
-            self.accept(core, key, cid, data);
-        }
-        true
-    }
-
-    #[cold]
-    fn wait_for_buffer(&mut self, core: &mut Core, key: CommandKey, in_capsule: bool) {
-        if in_capsule {
-            self.stalled = Some(Stalled {
-                command: key.0,
-                bytes: Vec::new(),
-                now: Instant::ZERO,
-            });
-        } else {
-            self.waiting.push_back(key.0);
-        }
-        core.wait_for_buffer(self.key, &mut self.queued);
-    }
-
-    /// Tries again to get the buffers that its commands wait for; says whether it got any.
-    pub(crate) fn retry_buffers(&mut self, core: &mut Core) -> bool {
-        let mut progress = false;
-        // What comes after it may be the data that other buffers wait for.
-        while let Some(command) = self.stalled.as_ref().map(|stalled| stalled.command) {
-            if !self.retry_buffer(core, command) {
-                return progress;
-            }
-            progress = true;
-            self.resume(core);
-        }
-        while let Some(command) = self.waiting.front().copied() {
-            if !self.retry_buffer(core, command) {
-                return progress;
-            }
-            progress = true;
-            self.waiting.pop_front();
-        }
-        progress
-    }
-
-    /// Whether commands wait for buffers.
-    pub(crate) fn waits_for_buffers(&self) -> bool {
-        self.stalled.is_some() || !self.waiting.is_empty()
-    }
-
-    /// False if the command still waits.
-    fn retry_buffer(&mut self, core: &mut Core, command: u16) -> bool {
-        let key = CommandKey(command);
-        match self.take_stage(key) {
-            Stage::Buffer(command) => self.take_buffer(core, key, command),
-            // It was aborted.
-            other => {
-                self.set_stage(key, other);
-                true
-            }
-        }
-    }
-
-    /// Goes on with what came after a command that waited for a buffer.
-    fn resume(&mut self, core: &mut Core) {
-        if let Some(stalled) = self.stalled.take() {
-            self.receive(core, &stalled.bytes, stalled.now);
-            // The shard may receive again.
-            core.list(self.key, &mut self.listed);
-        }
-    }
-
     fn settle(&mut self, core: &mut Core, lent: usize) {
         self.lent -= lent.min(self.lent);
-        core.pool.settle(lent);
+        core.settle(self.link.memory(), lent);
     }
 
     fn accept(&mut self, core: &mut Core, key: CommandKey, cid: u16, data: Data) {
-        if let Err(error) = self.transport.accept(key, data) {
-            tracing::debug!(peer = %self.peer, "command {cid:#06x}: {error}");
+        if let Err(refused) = self.link.accept(key, data) {
+            tracing::debug!(peer = %self.peer, "command {cid:#06x}: {}", refused.text);
             if let Stage::Data(write) = self.take_stage(key) {
                 self.settle(core, write.lent);
             }
-            self.respond(core, key, cid, error.status().into());
+            core.put(self.link.memory(), refused.data);
+            self.respond(core, key, cid, refused.status.into());
         }
     }
 
     fn data_received(&mut self, core: &mut Core, key: CommandKey, now: Instant) {
-        let data = self.transport.take_data(key);
-        let landed = self.landed.min(data.len());
-        self.landed -= landed;
+        let data = self.link.take_data(key);
+        let landed = match self.link.memory() {
+            Memory::Ordinary => self.landed.min(data.len()),
+            // RDMA READs put it where it belongs.
+            Memory::Registered => data.len(),
+        };
+        self.landed -= landed.min(self.landed);
         let copied = data.len() - landed;
         core.payload.copies += u64::from(copied > 0);
         core.payload.bytes_copied += copied as u64;
         core.payload.bytes_landed += landed as u64;
+        self.data_came(core, key, data, now);
+    }
+
+    /// Goes on with a command whose data is there.
+    fn data_came(&mut self, core: &mut Core, key: CommandKey, data: Data, now: Instant) {
         match self.take_stage(key) {
             Stage::ConnectData(sqe) => self.connect(core, key, &sqe, &to_bytes(data), now),
             Stage::AdminData(sqe) => self.run_admin(core, key, &sqe, &to_bytes(data), now),
             Stage::Data(write) => {
                 self.settle(core, write.lent);
-                let kind = match write.command.opcode() {
-                    NvmOpcode::WRITE => Kind::Write {
-                        from_host: write.transfer.len(),
-                    },
-                    _ => Kind::Other,
-                };
+                let kind = kind_of(&write.command, write.transfer);
                 self.start(core, key, write.cid, kind, write.handle, write.command, data);
             }
             other => self.set_stage(key, other),
@@ -664,7 +512,7 @@ impl Session {
     }
 
     fn data_failed(&mut self, core: &mut Core, key: CommandKey, status: Status) {
-        core.pool.put(self.transport.take_data(key));
+        core.put(self.link.memory(), self.link.take_data(key));
         let cid = match self.take_stage(key) {
             Stage::ConnectData(sqe) | Stage::AdminData(sqe) => sqe.cid.get(),
             Stage::Data(write) => {
@@ -725,10 +573,12 @@ impl Session {
             }
             other => return self.set_stage(key, other),
         };
+        let memory = self.link.memory();
         if let Kind::Read { lent, .. } = kind
             && lent > 0
+            && (memory == Memory::Ordinary || !completion.is_success())
         {
-            // From here on it counts as output.
+            // From here on it counts as output. Over RDMA it counts as it did until it is sent.
             self.settle(core, lent);
         }
         let Some(attached) = &self.attached else { return };
@@ -740,7 +590,7 @@ impl Session {
         match kind {
             Kind::Read { to_host, lent } if completion.is_success() => {
                 counters.read(u64::from(to_host));
-                if lent > 0 {
+                if lent > 0 && memory == Memory::Ordinary {
                     core.pool.sending(&finished.data);
                     self.sends_buffers = true;
                 }
@@ -749,20 +599,20 @@ impl Session {
             }
             Kind::Read { lent, .. } => {
                 if lent > 0 {
-                    core.pool.put(finished.data);
+                    core.put(memory, finished.data);
                 }
             }
             Kind::Write { from_host } => {
                 if completion.is_success() {
                     counters.write(u64::from(from_host));
                 }
-                core.pool.put(finished.data);
+                core.put(memory, finished.data);
             }
             Kind::Other => {
                 if completion.is_success() {
                     counters.other();
                 }
-                core.pool.put(finished.data);
+                core.put(memory, finished.data);
             }
         }
         self.respond(core, key, cid, completion);
@@ -787,13 +637,13 @@ impl Session {
             return false;
         };
         let coming = matches!(self.stages.get(key.index()), Some(Stage::Data(_)));
-        if coming && self.transport.cancel(key) == Ok(Cancel::Later) {
+        if coming && self.link.cancel(key) {
             // The rest of the data is on its way; `data_failed` answers when it has passed.
             return true;
         }
         if let Stage::Data(write) = self.take_stage(key) {
             self.settle(core, write.lent);
-            core.pool.put(self.transport.take_data(key));
+            core.put(self.link.memory(), self.link.take_data(key));
         }
         self.respond(core, key, cid, Completion::failed(Status::ABORT_REQUESTED));
         if self
@@ -826,7 +676,7 @@ impl Session {
     #[inline]
     fn send_completion(&mut self, core: &mut Core, key: CommandKey, cqe: Cqe) {
         self.set_stage(key, Stage::Idle);
-        if let Err(error) = self.transport.respond(key, cqe) {
+        if let Err(error) = self.link.respond(key, cqe) {
             tracing::error!(peer = %self.peer, "cannot answer command {:#06x}: {error}", cqe.cid.get());
         }
         core.list(self.key, &mut self.listed);
@@ -848,11 +698,13 @@ impl Session {
         // Without flow control the host needs nothing of the completion that the flag does not say.
         let success_flag = !self.queue.flow_control();
         self.set_stage(key, Stage::Idle);
-        if let Err(error) = self
-            .transport
-            .respond_with_data(key, data, len, cqe, success_flag)
-        {
+        if let Err((error, data)) = self.link.respond_with_data(key, data, len, cqe, success_flag) {
             tracing::error!(peer = %self.peer, "cannot answer command {cid:#06x}: {error}");
+            if self.link.memory() == Memory::Registered {
+                self.give_back(core, &data);
+                // The head of the queue moved with the completion that was not sent.
+                return self.send_completion(core, key, cqe.with_status(Status::INTERNAL_ERROR));
+            }
         }
         core.list(self.key, &mut self.listed);
     }
@@ -875,6 +727,16 @@ impl Session {
             .get_mut(key.index())
             .map(std::mem::take)
             .unwrap_or_default()
+    }
+}
+
+/// How a command that brings data is counted.
+fn kind_of(command: &Command, transfer: Transfer) -> Kind {
+    match command.opcode() {
+        NvmOpcode::WRITE => Kind::Write {
+            from_host: transfer.len(),
+        },
+        _ => Kind::Other,
     }
 }
 

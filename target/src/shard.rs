@@ -1,4 +1,4 @@
-//! A shard: one thread with a reactor and an engine. Nothing it uses on the data path is shared.
+//! A shard: one thread with a reactor and an engine, and a driver for RDMA. Nothing it uses on the data path is shared.
 //!
 //! It polls while there is work and for a little longer, then sleeps in the kernel until a socket, an executor or
 //! another thread has something for it.
@@ -18,7 +18,9 @@ use homi_queue::GatherList;
 use homi_reactor::{Event, Options, Reactor, ReactorError, Receive, SocketKey, Wait, Waker};
 
 use crate::clock::Clock;
+use crate::config::Config;
 use crate::engine::{Engine, EngineOptions, Request, Shared};
+use crate::rdma::{Driver, Letter};
 use crate::session::Closing;
 use crate::slab::Key;
 
@@ -52,6 +54,11 @@ pub(crate) struct Arrival {
 #[derive(Debug)]
 pub(crate) enum Message {
     Arrival(Arrival),
+    #[cfg_attr(
+        not(feature = "rdma"),
+        expect(dead_code, reason = "there are no such letters")
+    )]
+    Rdma(Letter),
     Request(Request),
     /// Close every connection and end.
     Stop,
@@ -82,12 +89,29 @@ pub struct ShardCounters {
     pub bytes_landed: u64,
     /// Namespaces that were flushed because a host shut its controller down.
     pub flushed: u64,
+    /// Work requests posted to RDMA queue pairs, receives included.
+    pub work_requests: u64,
+    /// Lists in which they were posted: doorbells.
+    pub doorbells: u64,
+    /// Completions of work requests.
+    pub completions: u64,
+    /// Registrations of memory with RDMA devices.
+    pub registrations: u64,
+}
+
+/// The part of [`ShardCounters`] that is about RDMA.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct RdmaCounters {
+    pub(crate) work_requests: u64,
+    pub(crate) doorbells: u64,
+    pub(crate) completions: u64,
+    pub(crate) registrations: u64,
 }
 
 /// [`ShardCounters`] as the shard publishes them: by plain stores, on cache lines of their own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Published([AtomicU64; 10]);
+struct Published([AtomicU64; 14]);
 
 impl Published {
     fn store(&self, counters: &ShardCounters) {
@@ -102,6 +126,10 @@ impl Published {
             counters.bytes_copied,
             counters.bytes_landed,
             counters.flushed,
+            counters.work_requests,
+            counters.doorbells,
+            counters.completions,
+            counters.registrations,
         ];
         for (to, from) in self.0.iter().zip(values) {
             to.store(from, Ordering::Relaxed);
@@ -120,6 +148,10 @@ impl Published {
             bytes_copied,
             bytes_landed,
             flushed,
+            work_requests,
+            doorbells,
+            completions,
+            registrations,
         ] = self.0.each_ref().map(|counter| counter.load(Ordering::Relaxed));
         ShardCounters {
             syscalls,
@@ -132,7 +164,57 @@ impl Published {
             bytes_copied,
             bytes_landed,
             flushed,
+            work_requests,
+            doorbells,
+            completions,
+            registrations,
         }
+    }
+}
+
+/// The mailboxes of all shards.
+#[derive(Debug, Clone)]
+pub(crate) struct Mailboxes(Vec<Arc<Mailbox>>);
+
+/// Connections accepted beyond `limits.connections`, so that their hosts are told that the node is busy instead of finding the
+/// connection closed. Beyond these too they are closed.
+const TURNED_AWAY: u64 = 64;
+
+impl Mailboxes {
+    /// Mailboxes of so many shards.
+    pub(crate) fn new(shards: usize) -> Self {
+        Self((0..shards).map(|_| Arc::new(Mailbox::new())).collect())
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Mailbox>> {
+        self.0.iter()
+    }
+
+    /// Sends a message to a shard.
+    pub(crate) fn post(&self, shard: usize, message: Message) {
+        if let Some(mailbox) = self.0.get(shard) {
+            mailbox.post(message);
+        }
+    }
+
+    /// Number of connections of all shards.
+    pub(crate) fn connections(&self) -> u64 {
+        let counts = self.iter().map(|mailbox| &mailbox.connections);
+        counts.map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
+    /// The shard for another connection: the one that has the fewest; `None` if there are as many connections as there may be. It counts
+    /// at once, so that connections that arrive together spread out; the shard then keeps the count itself.
+    pub(crate) fn choose(&self, most: u32) -> Option<usize> {
+        if self.connections() >= u64::from(most) + TURNED_AWAY {
+            return None;
+        }
+        let counts = self.iter().map(|mailbox| &mailbox.connections);
+        let (shard, count) = counts
+            .enumerate()
+            .min_by_key(|(_, count)| count.load(Ordering::Relaxed))?;
+        count.fetch_add(1, Ordering::Relaxed);
+        Some(shard)
     }
 }
 
@@ -187,6 +269,7 @@ impl Mailbox {
 #[derive(Debug, Clone)]
 pub(crate) struct ShardOptions {
     pub(crate) engine: EngineOptions,
+    pub(crate) config: Arc<Config>,
     pub(crate) reactor: Options,
     pub(crate) poll: Duration,
     pub(crate) handshake: Duration,
@@ -205,10 +288,13 @@ struct Socket {
 
 /// Tokens of the reactor: sessions carry their key's bits, executors this flag and their handle.
 const EXECUTOR: u64 = 1 << 63;
+/// RDMA's completion queues carry this flag and their number.
+const COMPLETIONS: u64 = 1 << 62;
 
 pub(crate) struct Shard {
     reactor: Reactor,
     engine: Engine,
+    rdma: Driver,
     clock: Clock,
     mailbox: Arc<Mailbox>,
     options: ShardOptions,
@@ -233,6 +319,8 @@ struct Heard {
     sent: Vec<Key>,
     /// Sessions whose connection ended, and how if not by the peer closing it.
     ended: Vec<(Key, Option<io::Error>)>,
+    /// RDMA's completion queues with something in them.
+    completions: Vec<usize>,
     mail: bool,
 }
 
@@ -247,9 +335,11 @@ impl Shard {
         let reactor = Reactor::new(options.reactor.clone())?;
         mailbox.set_waker(reactor.waker());
         let engine = Engine::new(shared, options.engine.clone());
+        let rdma = Driver::new(&options.config, options.engine.shard);
         Ok(Self {
             reactor,
             engine,
+            rdma,
             clock,
             mailbox,
             options,
@@ -301,10 +391,18 @@ impl Shard {
         if !all_watched {
             return Wait::Poll;
         }
-        let deadline = self
-            .deadlines
-            .peek()
-            .map(|Reverse((due, _))| due.saturating_since(now));
+        if !self
+            .rdma
+            .may_sleep(&mut self.reactor, &mut self.engine, &self.clock, COMPLETIONS)
+        {
+            return Wait::Poll;
+        }
+        let deadline = self.deadlines.peek().map(|Reverse((due, _))| *due);
+        let deadline = match (deadline, self.rdma.next_deadline()) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        let deadline = deadline.map(|due| due.saturating_since(now));
         Wait::Sleep(if self.stopping.is_some() {
             Some(Duration::from_millis(10))
         } else {
@@ -342,8 +440,12 @@ impl Shard {
                 heard.sent.push(Key::from_bits(token));
             }
             Event::Closed { token } => heard.ended.push((Key::from_bits(token), None)),
-            Event::Failed { token, error, .. } if token & EXECUTOR == 0 => {
+            Event::Failed { token, error, .. } if token & (EXECUTOR | COMPLETIONS) == 0 => {
                 heard.ended.push((Key::from_bits(token), Some(error)));
+            }
+            Event::Readable { token } | Event::Failed { token, .. } if token & COMPLETIONS != 0 => {
+                let number = usize::try_from(token & !COMPLETIONS);
+                heard.completions.push(number.unwrap_or(usize::MAX));
             }
             Event::Readable { token } | Event::Failed { token, .. } => {
                 engine.unwatched(usize::try_from(token & !EXECUTOR).unwrap_or(usize::MAX));
@@ -352,25 +454,36 @@ impl Shard {
             Event::Accepted { .. } | Event::AcceptFailed { .. } => {}
         })?;
         let executing = self.engine.is_executing();
-        if events == 0 && !executing && self.deadlines.is_empty() {
+        if events == 0 && !executing && self.deadlines.is_empty() && self.rdma.is_idle() {
             return Ok(false);
+        }
+        for number in self.heard.completions.drain(..) {
+            self.rdma.woken(number);
         }
         if std::mem::take(&mut self.heard.mail) {
             self.read_mail();
         }
+        let completed = self.rdma.poll(&mut self.engine, &self.clock);
         let progress = self.engine.run();
         self.end_sessions();
         self.check_deadlines();
         self.flush();
         self.rearm();
-        if events > 0 {
+        if !self.rdma.is_idle() {
+            let now = self.clock.now();
+            if self.rdma.tick(&mut self.reactor, &mut self.engine, now) {
+                self.count_connections();
+            }
+        }
+        if events > 0 || completed {
             self.publish();
         }
-        Ok(events > 0 || progress)
+        Ok(events > 0 || completed || progress)
     }
 
     fn publish(&self) {
         let (reactor, payload) = (self.reactor.counters(), self.engine.payload());
+        let rdma = self.rdma.counters();
         self.mailbox.counters.store(&ShardCounters {
             syscalls: reactor.syscalls,
             turns: reactor.turns,
@@ -382,6 +495,10 @@ impl Shard {
             bytes_copied: payload.bytes_copied,
             bytes_landed: payload.bytes_landed,
             flushed: self.engine.flushed(),
+            work_requests: rdma.work_requests,
+            doorbells: rdma.doorbells,
+            completions: rdma.completions,
+            registrations: rdma.registrations,
         });
     }
 
@@ -389,6 +506,7 @@ impl Shard {
         while let Some(message) = self.mailbox.take() {
             match message {
                 Message::Arrival(arrival) => self.arrive(arrival),
+                Message::Rdma(letter) => self.read_letter(letter),
                 Message::Request(request) => self.engine.request(request),
                 Message::Stop => self.stopping = Some(self.clock.now() + LINGER),
             }
@@ -422,10 +540,25 @@ impl Shard {
                 paused: false,
             });
         }
+        self.expect_handshake(session);
+        self.count_connections();
+    }
+
+    /// Closes a connection that is not a queue in time.
+    fn expect_handshake(&mut self, session: Key) {
         self.deadlines.push(Reverse((
             self.clock.now() + self.options.handshake,
             session.to_bits(),
         )));
+    }
+
+    fn read_letter(&mut self, letter: Letter) {
+        if self.stopping.is_some() {
+            return;
+        }
+        if let Some(session) = self.rdma.read(letter, &mut self.engine, &self.clock) {
+            self.expect_handshake(session);
+        }
         self.count_connections();
     }
 
@@ -454,6 +587,9 @@ impl Shard {
     }
 
     fn drop_session(&mut self, session: Key) {
+        if self.rdma.has(session) {
+            return self.rdma.end(session, &mut self.engine, self.clock.now());
+        }
         let place = self.sockets.get_mut(session.index());
         if let Some(place) = place
             && place.as_ref().is_some_and(|socket| socket.session == session)
@@ -503,8 +639,13 @@ impl Shard {
         }
         self.heard.sent = sent;
         while let Some(key) = self.engine.next_listed() {
-            self.flush_session(key);
+            if self.rdma.has(key) {
+                self.rdma.list(key);
+            } else {
+                self.flush_session(key);
+            }
         }
+        self.rdma.flush(&mut self.engine, &self.clock);
     }
 
     fn flush_session(&mut self, session: Key) {

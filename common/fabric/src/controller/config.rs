@@ -138,6 +138,8 @@ pub enum TransportKind {
 /// RDMA provider type of a port (TSAS, RDMA transport 1.0 §3.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RdmaProvider {
+    /// Nothing is said of it.
+    Unspecified,
     /// InfiniBand.
     InfiniBand,
     /// RoCE v2.

@@ -62,8 +62,9 @@ fn reachable(port: TransportAddress, local: Option<IpAddr>) -> Option<TransportA
     let Some(local) = local.filter(|_| port.address.is_unspecified()) else {
         return Some(port);
     };
-    // A socket that listens at `::` takes IPv4 too.
-    (port.address.is_ipv6() || local.is_ipv4()).then_some(TransportAddress {
+    // A socket that listens at `::` takes IPv4 too; RDMA's connection manager does not.
+    let both = port.address.is_ipv6() && port.transport == TransportKind::Tcp;
+    (both || port.address.is_ipv6() == local.is_ipv6()).then_some(TransportAddress {
         address: local,
         ..port
     })
@@ -146,6 +147,7 @@ fn entry(record: &Record, admin_entries: u16) -> DiscoveryEntry {
             entry.set_rdma(log::RdmaTsas {
                 qp_type: log::RdmaQpType::CONNECTED,
                 provider: match provider {
+                    RdmaProvider::Unspecified => log::RdmaProvider::NONE,
                     RdmaProvider::InfiniBand => log::RdmaProvider::INFINIBAND,
                     RdmaProvider::RoceV2 => log::RdmaProvider::ROCE_V2,
                     RdmaProvider::Iwarp => log::RdmaProvider::IWARP,
