@@ -11,6 +11,8 @@
 //! | [`connect_data`] | a whole target | each Connect gets one answer, and a queue only for good reasons |
 //! | [`controller_events`] | a whole target | many connections, time, changes of configuration: as above, and whoever keeps to the protocol is served whatever others do |
 //! | [`host_events`] | host's connection | a right controller is never thrown out; as [`pdus_to_host`] |
+//! | [`rdma_controller`] | controller's queue pair | only memory that a command in flight named is touched, in its direction and order; no more is posted than fits; every buffer comes back once, unused |
+//! | [`rdma_host`] | host's queue pair | capsules name exactly their command's memory; each command has one outcome; as above |
 //! | [`host_answers`] | host's sequences | bring-up, discovery and shutdown end, whatever they are answered |
 //! | [`spec`] | wire types | what was understood is written back as the same thing |
 //! | [`uri_and_config`] | what people write | what was understood is written back as the same thing; errors fit a line |
@@ -21,6 +23,11 @@ mod choices;
 mod controller_end;
 mod host_end;
 mod host_events;
+mod rdma_capsules;
+mod rdma_controller;
+mod rdma_host;
+mod rdma_session;
+mod rdma_wire;
 pub mod seeds;
 mod spec;
 mod target_end;
@@ -97,6 +104,10 @@ bodies! {
     host_events => host_events::run_events;
     /// Any answers to the sequences of a host, and any pages.
     host_answers => host_events::run_answers;
+    /// Any capsules, completions and failures to the controller's end of an RDMA queue pair, with a session that does anything.
+    rdma_controller => rdma_controller::run;
+    /// Any responses, completions and failures to the host's end of an RDMA queue pair, with an application that submits anything.
+    rdma_host => rdma_host::run;
     /// Any bytes to the parsers of wire types.
     spec => spec::run;
     /// Any text to the parsers of what people write.

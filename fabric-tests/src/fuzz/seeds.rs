@@ -17,8 +17,10 @@ use zerocopy::IntoBytes;
 use super::controller_end::{self, Controller};
 use super::host_end::{self, Host};
 use super::host_events;
+use super::rdma_wire::{Named, plain_bytes};
 use super::target_end::{self, Delivery, HOST_ID, Remote, host, subsystem};
 use super::target_events::{Event, record, session};
+use super::{rdma_controller, rdma_host};
 
 /// One input.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +50,8 @@ pub fn all() -> Vec<Seed> {
     controller_sequences(&mut add);
     host_sequences(&mut add);
     answers(&mut add);
+    rdma_controllers(&mut add);
+    rdma_hosts(&mut add);
     wire_types(&mut add);
     texts(&mut add);
     seeds
@@ -543,6 +547,254 @@ fn identify_page(identify: Identify) -> Vec<u8> {
     );
     assert!(completion.is_success(), "{:?}", completion.status);
     page
+}
+
+// ---- RDMA queue pairs ----
+
+impl Script {
+    fn rdma(self, event: rdma_controller::Event, details: &[u8]) -> Self {
+        self.bytes(&[event as u8]).bytes(details)
+    }
+
+    fn rdma_host(self, event: rdma_host::Event, details: &[u8]) -> Self {
+        self.bytes(&[event as u8]).bytes(details)
+    }
+
+    /// A command with one keyed descriptor.
+    fn keyed(self, opcode: u8, cid: u8, len: u16, invalidate: bool) -> Self {
+        let flags = if invalidate { 0x80 } else { 0 };
+        self.rdma(rdma_controller::Event::Capsule, &[opcode, cid, 0, flags])
+            .word(len)
+            .bytes(&[1, cid])
+    }
+
+    /// A capsule as it is.
+    fn capsule(self, opcode: u8, cid: u8, sgl: [u8; 16], after: &[u8]) -> Self {
+        let mut entry = [0; 64];
+        entry[0] = opcode;
+        entry[2] = cid;
+        entry[24..40].copy_from_slice(&sgl);
+        let len = u16::try_from(entry.len() + after.len()).unwrap_or(0);
+        self.rdma(rdma_controller::Event::Bytes, &[])
+            .word(len)
+            .bytes(&entry)
+            .bytes(after)
+            .bytes(&[2])
+    }
+}
+
+fn rdma_controllers(add: Add<'_>) {
+    use rdma_controller::Event as E;
+    let mut add = |name, script: Script| add("rdma_controller", name, script.0);
+    let (read, write, flush) = (0, 1, 3);
+    // A write that is fetched, a read that is answered with data, and a flush, one after another and together.
+    let script = Script(vec![0, 0, 0])
+        .keyed(write, 1, 512, false)
+        .keyed(read, 2, 4096, true)
+        .keyed(flush, 3, 0, false)
+        .rdma(E::Events, &[9])
+        .rdma(E::Accept, &[0, 3, 1])
+        .rdma(E::RespondData, &[1, 3, 2, 3])
+        .rdma(E::Respond, &[2, 0, 0, 0, 0])
+        .rdma(E::Work, &[9])
+        .rdma(E::Returned, &[])
+        .rdma(E::Complete, &[0])
+        .rdma(E::Complete, &[0])
+        .rdma(E::Complete, &[0])
+        .rdma(E::Events, &[9])
+        .rdma(E::Take, &[0])
+        .rdma(E::Respond, &[0, 0, 0, 0, 0])
+        .rdma(E::Work, &[9])
+        .rdma(E::Returned, &[]);
+    add("fetch-give-flush", script);
+    let mut script = Script(vec![0, 0, 0]);
+    for cid in 0..4 {
+        script = script.keyed(write, cid, 9000 - 1, true);
+    }
+    // More READs than may be outstanding, to memory in several parts; one is cancelled.
+    let script = script
+        .rdma(E::Events, &[9])
+        .rdma(E::Accept, &[0, 3, 4])
+        .rdma(E::Accept, &[1, 3, 2])
+        .rdma(E::Accept, &[2, 1, 0])
+        .rdma(E::Work, &[9])
+        .rdma(E::Cancel, &[0])
+        .rdma(E::Complete, &[0])
+        .rdma(E::Complete, &[0])
+        .rdma(E::Work, &[9])
+        .rdma(E::Events, &[9])
+        .rdma(E::Take, &[0]);
+    add("bounded-reads", script);
+    let capsule = |name: &'static str, opcode, sgl, after: &[u8]| {
+        let script = Script(vec![0, 0, 0]).capsule(opcode, 7, sgl, after);
+        let script = script.rdma(E::Events, &[1]).rdma(E::Take, &[0]);
+        let script = script.rdma(E::Accept, &[0, 3, 0]).rdma(E::Work, &[9]);
+        (name, script.rdma(E::Complete, &[0]).rdma(E::Complete, &[0]))
+    };
+    let block = |address, len| {
+        let named = Named {
+            address,
+            key: 0x1234,
+            len,
+            invalidate: true,
+        };
+        named.write()
+    };
+    let two = [block(0x1000, 512), block(0x9000, 100)].concat();
+    for (name, script) in [
+        capsule("in-capsule", 1, plain_bytes(0, 32, 1), &[7; 32]),
+        capsule("in-capsule-behind-the-end", 1, plain_bytes(1, 32, 1), &[7; 32]),
+        capsule("in-capsule-for-a-read", 2, plain_bytes(0, 32, 1), &[7; 32]),
+        capsule("list", 1, plain_bytes(0, 32, 0x31), &two),
+        capsule(
+            "list-too-long",
+            1,
+            plain_bytes(0, 80, 0x31),
+            &[two.as_slice(); 3].concat(),
+        ),
+        capsule("list-behind-the-end", 1, plain_bytes(16, 32, 0x31), &two),
+        capsule(
+            "list-of-lists",
+            1,
+            plain_bytes(0, 16, 0x31),
+            &plain_bytes(0, 16, 0x31),
+        ),
+        capsule("address-wraps", 2, block(u64::MAX - 99, 512), &[]),
+        capsule("segment", 2, plain_bytes(0x1000, 32, 0x20), &[]),
+        capsule("too-long", 0, [0; 16], &[0; 600]),
+    ] {
+        add(name, script);
+    }
+    let short = Script(vec![0, 0, 0])
+        .rdma(E::Bytes, &[63, 0])
+        .bytes(&[0; 63])
+        .bytes(&[2]);
+    add("too-short", short);
+    let mut script = Script(vec![0, 0, 0]);
+    for cid in [1, 1, 2, 3, 4] {
+        script = script.keyed(flush, cid, 0, false);
+    }
+    add("too-many", script.rdma(E::Events, &[9]));
+    let script = Script(vec![0, 0, 0]).keyed(write, 1, 512, false);
+    let script = script.keyed(read, 1, 512, false).rdma(E::Events, &[9]);
+    add(
+        "doubled-id",
+        script.rdma(E::RespondData, &[1, 3, 0, 3]).rdma(E::Work, &[9]),
+    );
+    // The first commands come before the connection is established.
+    let script = Script(vec![0x40, 0, 0])
+        .keyed(flush, 1, 0, false)
+        .rdma(E::Established, &[])
+        .rdma(E::SetQueue, &[4, 0])
+        .rdma(E::Events, &[9])
+        .rdma(E::Respond, &[0, 0, 0, 0, 0])
+        .rdma(E::Work, &[0]);
+    add("early", script);
+    // The end, with READs, WRITEs and a taken buffer outstanding.
+    for (name, event, details) in [
+        ("fails-with-data", E::Fail, &[0, 3, 0, 1, 0, 0, 0][..]),
+        ("lost-with-data", E::Lost, &[]),
+        ("stopped-with-data", E::Stopped, &[]),
+        ("completion-of-nothing", E::WrongCompletion, &[0, 9, 9, 9, 9]),
+    ] {
+        let script = Script(vec![0, 0, 0])
+            .keyed(write, 1, 8000, false)
+            .keyed(read, 2, 8000, false)
+            .capsule(1, 3, plain_bytes(0, 32, 1), &[7; 32])
+            .rdma(E::Events, &[9])
+            .rdma(E::Accept, &[0, 3, 3])
+            .rdma(E::RespondData, &[1, 3, 3, 3])
+            .rdma(E::Take, &[2])
+            .rdma(E::Work, &[2])
+            .rdma(event, details)
+            .rdma(E::Returned, &[])
+            .rdma(E::Respond, &[2, 0, 0, 0, 0]);
+        add(name, script);
+    }
+    let private = |name, bytes: &[u8]| {
+        let len = u8::try_from(bytes.len()).unwrap_or(0);
+        let script = Script(vec![0, 0, 0]).rdma(E::Private, &[126, 16, 16, 128, 0, 8, len]);
+        (name, script.bytes(bytes))
+    };
+    let mut request = [0; 56];
+    request[..8].copy_from_slice(&[0, 0, 1, 0, 64, 0, 63, 0]);
+    for (name, script) in [
+        private("request", &request),
+        private("request-too-short", &[0; 31]),
+        private("accept", &[0, 0, 64, 0]),
+        private("reject", &[0, 0, 6, 0]),
+    ] {
+        add(name, script);
+    }
+}
+
+fn rdma_hosts(add: Add<'_>) {
+    use rdma_host::Event as E;
+    let mut add = |name, script: Script| add("rdma_host", name, script.0);
+    let script = Script(vec![0, 0])
+        .rdma_host(E::Submit, &[0, 7, 1])
+        .rdma_host(E::Submit, &[2, 0, 0])
+        .rdma_host(E::Submit, &[3, 15, 0x12])
+        .rdma_host(E::Submit, &[7, 0, 0])
+        .rdma_host(E::Work, &[9])
+        .rdma_host(E::Respond, &[0, 1])
+        .rdma_host(E::Respond, &[0, 0, 0])
+        .rdma_host(E::Respond, &[0, 3])
+        .rdma_host(E::Events, &[9])
+        .rdma_host(E::Complete, &[0])
+        .rdma_host(E::Events, &[9]);
+    add("every-kind", script);
+    // Parts, windows, a list of descriptors; the response invalidates one of its keys.
+    let script = Script(vec![0, 0])
+        .rdma_host(E::Submit, &[0, 20, 0x22])
+        .rdma_host(E::Submit, &[2, 20, 0x23])
+        .rdma_host(E::FlowControl, &[5])
+        .rdma_host(E::Work, &[9])
+        .rdma_host(E::Respond, &[0, 4, 1])
+        .rdma_host(E::Respond, &[0, 4, 0])
+        .rdma_host(E::Events, &[9]);
+    add("windows", script);
+    let script = Script(vec![0x30, 0])
+        .rdma_host(E::Submit, &[0, 20, 0x07])
+        .rdma_host(E::Submit, &[5, 1, 0])
+        .rdma_host(E::Submit, &[0, 1, 0xf0])
+        .rdma_host(E::Submit, &[0, 1, 0x8a, 0])
+        .rdma_host(E::Submit, &[0, 15, 0x48])
+        .rdma_host(E::Events, &[9]);
+    add("refused", script);
+    for (name, event, details) in [
+        ("unknown-id", E::WrongResponse, &[0, 2, 0, 0, 0, 0][..]),
+        ("late-id", E::WrongResponse, &[0, 1, 0, 0, 0, 0]),
+        ("foreign-key", E::WrongResponse, &[0, 4, 0, 0, 0, 0, 77]),
+        (
+            "too-short",
+            E::Bytes,
+            &[15, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        ),
+        ("completion-of-nothing", E::WrongCompletion, &[0, 9, 9, 9, 9]),
+        ("fails", E::Fail, &[0, 1, 1]),
+        ("stopped", E::Stopped, &[]),
+    ] {
+        let script = Script(vec![0, 0])
+            .rdma_host(E::Submit, &[0, 7, 0x20])
+            .rdma_host(E::Submit, &[2, 0, 0])
+            .rdma_host(E::Work, &[9])
+            .rdma_host(event, details)
+            .rdma_host(E::Drain, &[])
+            .rdma_host(E::Submit, &[0, 7, 1])
+            .rdma_host(E::Drain, &[]);
+        add(name, script);
+    }
+    let script = Script(vec![0, 0])
+        .rdma_host(E::FlowControl, &[2])
+        .rdma_host(E::Submit, &[7, 0, 0])
+        .rdma_host(E::Work, &[9])
+        .rdma_host(E::WrongResponse, &[0, 0, 2, 0, 0, 0]);
+    add("head-behind-the-queue", script);
+    let premature = Script(vec![0, 0])
+        .rdma_host(E::Submit, &[7, 0, 0])
+        .rdma_host(E::WrongResponse, &[0, 0, 0, 0, 0, 0]);
+    add("premature", premature);
 }
 
 // ---- values ----

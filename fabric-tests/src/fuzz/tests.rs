@@ -113,6 +113,24 @@ fn seeds_reach_what_they_are_for() {
         reached.transfers >= 8 && reached.errors >= 3 && reached.terminations >= 1,
         "{reached:?}"
     );
+    let reached = sum("rdma_controller");
+    assert!(
+        reached.commands >= 25
+            && reached.completions >= 17
+            && reached.transfers >= 10
+            && reached.failures >= 8
+            && reached.errors >= 4,
+        "{reached:?}"
+    );
+    let reached = sum("rdma_host");
+    assert!(
+        reached.commands >= 20
+            && reached.completions >= 7
+            && reached.transfers >= 5
+            && reached.failures >= 4
+            && reached.errors >= 7,
+        "{reached:?}"
+    );
     let reached = sum("host_answers");
     assert!(reached.transfers >= 7, "{reached:?}");
     assert!(sum("spec").transfers >= 8, "{:?}", sum("spec"));
