@@ -37,7 +37,7 @@ features() {
     local all=("$@") IFS=,
     if can_build_rdma; then
         printf 'with RDMA: cmake and libclang are here\n' >&2
-        all+=(homi-verbs/rdma homi-target/rdma)
+        all+=(homi-verbs/rdma homi-initiator/rdma homi-target/rdma)
     else
         printf 'without RDMA: that needs cmake, make and libclang (Debian and Ubuntu: apt-get install cmake make libclang-dev)\n' >&2
     fi

@@ -1,7 +1,6 @@
 //! [`Controller`]: an association with a controller, as a handle that any thread may use.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -11,18 +10,20 @@ use homi_fabric::host::{
     ConnectError, ControllerInfo, ControllerKind, InfoError, IoConnect, IoConnectParams, NamespaceInfo,
     parse_namespace_list,
 };
-use homi_queue::{Command, CommandId, Completion, Data, LostReason, Region};
+use homi_fabric::rdma::cm::Rejected;
+use homi_queue::{Command, CommandId, Completion, Data, LostReason, Queue, Region};
 use homi_spec::Status;
 use homi_spec::identify::{Cns, DATA_SIZE, Identify};
 use homi_spec::log::{GetLogPage, LogId};
 
 use crate::blocking::check;
-use crate::dial::{self, Peer};
+use crate::dial::{self, Peer, Route};
 use crate::error::Error;
+use crate::fabric::FabricQueue;
 use crate::keeper::{AssociationShared, Keeper, Message};
 use crate::link::{LinkState, QueueLink};
 use crate::options::{Options, QueueOptions};
-use crate::queue::FabricQueue;
+use crate::rdma::{Registration, Shape};
 use crate::sequence::{SequenceError, bytes_of};
 
 /// Most commands in flight of one queue: the id's sequence needs some of its 16 bits.
@@ -95,8 +96,7 @@ pub struct Controller {
 pub(crate) struct ControllerInner {
     pub(crate) association: u64,
     pub(crate) peer: Peer,
-    /// Where the admin queue is connected to: queues go to the same address of a host that has several.
-    pub(crate) address: SocketAddr,
+    pub(crate) route: Route,
     pub(crate) info: ControllerInfo,
     pub(crate) options: Arc<Options>,
     pub(crate) keeper: Arc<Keeper>,
@@ -354,9 +354,7 @@ impl Controller {
             match self.try_queue(qid, options.depth) {
                 Ok(queue) => break queue,
                 // The controller has not noticed yet that the queue's last connection was closed.
-                Err(SequenceOrOther::Sequence(SequenceError::Refused(refusal)))
-                    if may_be_held(&refusal) && start.elapsed() < QUEUE_RETRY =>
-                {
+                Err(refusal) if refusal.may_pass() && start.elapsed() < QUEUE_RETRY => {
                     thread::sleep(pause);
                     pause *= 2;
                 }
@@ -370,7 +368,7 @@ impl Controller {
         };
         queue.set_timeout(options.command_timeout.unwrap_or(inner.options.command_timeout));
         queue.set_max_transfer(inner.info.max_transfer);
-        let state = Arc::new(LinkState::new(qid, queue.stream().share()));
+        let state = Arc::new(LinkState::new(qid, queue.hang_up()));
         inner
             .shared
             .add_queue(Arc::clone(&state))
@@ -385,22 +383,49 @@ impl Controller {
         // One entry of a queue stays free, so that full and empty differ.
         let most = (inner.info.max_queue_entries - 1).min(MAX_DEPTH);
         let depth = u16::try_from(u32::from(depth.max(1)).min(most)).unwrap_or(depth);
-        let in_capsule = inner.info.in_capsule.min(MAX_IN_CAPSULE);
-        let socket = dial::connect_again(&inner.peer, inner.address, options)?;
-        let mut queue = dial::initialize(&inner.peer, options, socket, depth, in_capsule)?;
+        let in_capsule = match (&inner.route, inner.info.in_capsule_offset) {
+            (Route::Tcp(_), _) | (Route::Rdma(_), 0) => inner.info.in_capsule.min(MAX_IN_CAPSULE),
+            // Nobody puts a gap there, and capsules here have none.
+            (Route::Rdma(_), _) => 0,
+        };
+        let shape = Shape {
+            qid,
+            controller_id: inner.info.controller_id,
+            depth,
+            in_capsule,
+            max_descriptors: inner.info.max_descriptors,
+        };
+        let mut queue = dial::connect_io(&inner.peer, &inner.route, options, shape)?;
         let mut connect = IoConnect::new(IoConnectParams {
             host_nqn: options.host_nqn.clone(),
             host_id: options.host_id,
             subsystem: inner.peer.subsystem.clone(),
             controller_id: inner.info.controller_id,
             qid,
-            entries: depth + 1,
+            entries: queue.depth() + 1,
             sq_flow_control: options.sq_flow_control,
         });
         dial::runner(&mut queue, options.connect_timeout)
             .run(|answer, _| connect.next(answer))
             .map_err(SequenceOrOther::Sequence)?;
         Ok(queue)
+    }
+
+    /// Registers a region for as long as the result is kept, so that no command has to: over RDMA, where the controller reaches the memory of
+    /// commands by itself. Over TCP there is nothing to do.
+    ///
+    /// While a region is registered the controller may read and write all of it, whether or not a command uses it, unless the initiator was
+    /// made with [`memory_windows`](crate::InitiatorBuilder::memory_windows). Commands register regions by themselves
+    /// when they first use them; those registrations are kept while there is room and the region is in use.
+    ///
+    /// # Errors
+    /// [`Error::Registration`] if the system refuses: mostly because too much memory would be locked.
+    pub fn register(&self, region: &Region) -> Result<Registration, Error> {
+        let pinned = match &self.inner.route {
+            Route::Tcp(_) => None,
+            Route::Rdma(route) => Some(route.pin(region)?),
+        };
+        Ok(Registration::new(region, pinned))
     }
 
     /// What the controller reports from now on. Each call gives a receiver of its own, which sees every event.
@@ -432,6 +457,20 @@ impl Controller {
 enum SequenceOrOther {
     Sequence(SequenceError),
     Other(Error),
+}
+
+impl SequenceOrOther {
+    /// Whether the same attempt may succeed in a moment.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Sequence(SequenceError::Refused(refusal)) => may_be_held(refusal),
+            Self::Other(Error::Rejected {
+                source: Rejected::Resources,
+                ..
+            }) => true,
+            _ => false,
+        }
+    }
 }
 
 impl From<Error> for SequenceOrOther {

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use homi_fabric::host::NamespaceInfo;
 use homi_local::{Backing, File, FileBackend, FileOptions, LocalQueue, NamespaceGeometry, OpenError, Ram};
-use homi_queue::{Command, CommandId, Completed, Data, Queue, QueueFull, QueueLost, Slot, Wait};
+use homi_queue::{Buffer, Command, CommandId, Completed, Data, Queue, QueueFull, QueueLost, Slot, Wait};
 
 use crate::controller::Controller;
+use crate::counters::Counters;
 use crate::error::Error;
+use crate::fabric::FabricQueue;
 use crate::options::QueueOptions;
-use crate::queue::{Counters, FabricQueue};
 use crate::uri::Uri;
 
 /// Blocks that one command covers at most (NLB is 16 bits, zero-based).
@@ -96,7 +97,7 @@ impl Device {
             Uri::Ram { size, block_size } => {
                 Ram::new(NamespaceGeometry::from_bytes(*block_size, *size)?)?.into()
             }
-            Uri::Tcp(_) => return Err(Error::Unsupported(format!("{uri} is not local"))),
+            Uri::Fabric(_) => return Err(Error::Unsupported(format!("{uri} is not local"))),
         };
         let geometry = backing.geometry();
         let namespace = NamespaceInfo {
@@ -262,6 +263,10 @@ impl Queue for AnyQueue {
 
     fn poll(&mut self, completed: &mut impl Extend<Completed>) -> Result<usize, QueueLost> {
         either!(self, queue => queue.poll(completed))
+    }
+
+    fn take_back(&mut self, data: Data) -> Result<Buffer, Data> {
+        either!(self, queue => queue.take_back(data))
     }
 }
 

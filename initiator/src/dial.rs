@@ -7,21 +7,25 @@ use std::time::Duration;
 
 use homi_fabric::host::ConnectError;
 use homi_fabric::tcp::HostParams;
-use homi_queue::LostReason;
+use homi_queue::{LostReason, Wait};
 use homi_reactor::socket::{self, SocketError};
 use homi_spec::Nqn;
+use homi_spec::tcp::ADMIN_IN_CAPSULE;
 
 use crate::blocking::sleep_on;
 use crate::error::Error;
+use crate::fabric::FabricQueue;
 use crate::options::Options;
-use crate::queue::{FabricQueue, StreamParams, StreamQueue};
-use crate::sequence::{Runner, SequenceError};
+use crate::queue::{StreamParams, StreamQueue};
+use crate::rdma::{self, Shape};
+use crate::sequence::{Connection, Runner, SequenceError};
 use crate::tcp::TcpStream;
-use crate::uri::{PORT_DISCOVERY, TcpUri, Uri};
+use crate::uri::{FabricUri, Transport, Uri};
 
 /// Which controller a connection is for; the names appear in errors.
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
+    pub(crate) transport: Transport,
     /// `host:port` as the user wrote it.
     pub(crate) address: String,
     pub(crate) host: String,
@@ -29,8 +33,9 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn new(uri: &TcpUri) -> Self {
+    pub(crate) fn new(uri: &FabricUri) -> Self {
         Self {
+            transport: uri.transport,
             address: uri.address(),
             host: uri.host.clone(),
             subsystem: uri.subsystem(),
@@ -60,9 +65,10 @@ impl Peer {
             SequenceError::Refused(ConnectError::UnknownSubsystem { subsystem }) => Error::UnknownSubsystem {
                 address: self.address.clone(),
                 nqn: subsystem,
-                discovery: Uri::Tcp(TcpUri {
+                discovery: Uri::Fabric(FabricUri {
+                    transport: self.transport,
                     host: self.host.clone(),
-                    port: PORT_DISCOVERY,
+                    port: self.transport.discovery_port(),
                     nqn: None,
                     nsid: None,
                 })
@@ -94,16 +100,77 @@ impl Peer {
         };
         Error::NotNvme {
             address: self.address.clone(),
+            transport: "nvme/tcp",
             detail,
         }
     }
 }
 
+/// How queues of an association are connected: the way that the first one went.
+#[derive(Debug)]
+pub(crate) enum Route {
+    /// To the same address of a host that has several.
+    Tcp(SocketAddr),
+    /// The same, with what is registered there.
+    Rdma(rdma::Route),
+}
+
+/// Connects the first queue of an association, to the first address that accepts.
+pub(crate) fn connect_admin(
+    peer: &Peer,
+    port: u16,
+    options: &Options,
+    depth: u16,
+) -> Result<(FabricQueue, Route), Error> {
+    match peer.transport {
+        Transport::Tcp => {
+            let (socket, address) = connect(peer, port, options)?;
+            let queue = initialize(peer, options, socket, depth, ADMIN_IN_CAPSULE)?;
+            Ok((FabricQueue::Tcp(queue), Route::Tcp(address)))
+        }
+        Transport::Rdma => {
+            let shape = Shape {
+                qid: 0,
+                controller_id: 0,
+                depth,
+                in_capsule: 0,
+                max_descriptors: 1,
+            };
+            let (queue, route) = rdma::connect(peer, port, options, shape)?;
+            Ok((FabricQueue::Rdma(Box::new(queue)), Route::Rdma(route)))
+        }
+    }
+}
+
+/// Connects one more queue, before anything is sent on it. It may be less deep than asked for.
+pub(crate) fn connect_io(
+    peer: &Peer,
+    route: &Route,
+    options: &Options,
+    shape: Shape,
+) -> Result<FabricQueue, Error> {
+    match route {
+        Route::Tcp(address) => {
+            let socket = connect_again(peer, *address, options)?;
+            let queue = initialize(peer, options, socket, shape.depth, shape.in_capsule)?;
+            Ok(FabricQueue::Tcp(queue))
+        }
+        Route::Rdma(route) => {
+            let queue = rdma::connect_again(peer, route, options, shape)?;
+            Ok(FabricQueue::Rdma(Box::new(queue)))
+        }
+    }
+}
+
+/// The addresses of a host.
+pub(crate) fn resolve(peer: &Peer, port: u16) -> Result<Vec<SocketAddr>, Error> {
+    socket::resolve(&peer.host, port).map_err(|error| socket_error(peer, error))
+}
+
 /// Connects to the first address that accepts.
-pub(crate) fn connect(peer: &Peer, port: u16, options: &Options) -> Result<(OwnedFd, SocketAddr), Error> {
-    let addresses = socket::resolve(&peer.host, port).map_err(|error| socket_error(peer, error))?;
+fn connect(peer: &Peer, port: u16, options: &Options) -> Result<(OwnedFd, SocketAddr), Error> {
     let mut failure = None;
-    for address in addresses {
+    for address in resolve(peer, port)? {
         match socket::connect_with(address, options.connect_timeout, &options.congestion) {
             Ok(socket) => return Ok((socket, address)),
             Err(error) => {
@@ -122,7 +189,7 @@ pub(crate) fn connect(peer: &Peer, port: u16, options: &Options) -> Result<(Owne
 }
 
 /// Connects to an address that accepted before.
-pub(crate) fn connect_again(peer: &Peer, address: SocketAddr, options: &Options) -> Result<OwnedFd, Error> {
+fn connect_again(peer: &Peer, address: SocketAddr, options: &Options) -> Result<OwnedFd, Error> {
     socket::connect_with(address, options.connect_timeout, &options.congestion)
         .map_err(|error| socket_error(peer, error))
 }
@@ -151,13 +218,13 @@ fn socket_error(peer: &Peer, error: SocketError) -> Error {
 }
 
 /// Initialises a connection; no command was sent on it yet.
-pub(crate) fn initialize(
+fn initialize(
     peer: &Peer,
     options: &Options,
     socket: OwnedFd,
     depth: u16,
     in_capsule: u32,
-) -> Result<FabricQueue, Error> {
+) -> Result<StreamQueue<TcpStream>, Error> {
     let params = HostParams {
         header_digest: options.header_digest,
         data_digest: options.data_digest,
@@ -173,12 +240,10 @@ pub(crate) fn initialize(
     Ok(queue)
 }
 
-/// Runs sequences on a queue over TCP, sleeping while there is nothing to do.
-pub(crate) fn runner(
-    queue: &mut FabricQueue,
+/// Runs sequences on a queue, sleeping while there is nothing to do.
+pub(crate) fn runner<Q: Connection + Wait>(
+    queue: &mut Q,
     limit: Duration,
-) -> Runner<'_, TcpStream, impl FnMut(&FabricQueue, Duration)> {
-    Runner::new(queue, limit, |queue: &FabricQueue, left: Duration| {
-        sleep_on(queue, left)
-    })
+) -> Runner<'_, Q, impl FnMut(&Q, Duration)> {
+    Runner::new(queue, limit, |queue: &Q, left: Duration| sleep_on(queue, left))
 }

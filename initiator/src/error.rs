@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use homi_fabric::host::{ConnectError, DiscoveryError, InfoError};
+use homi_fabric::rdma::cm::Rejected;
 use homi_queue::{LostReason, MemoryError, QueueLost};
 use homi_spec::Status;
 
@@ -52,15 +53,35 @@ pub enum Error {
         /// The limit.
         after: Duration,
     },
-    /// The peer answers, but not with NVMe/TCP.
+    /// The peer answers, but not with NVMe over the transport that it was asked over.
     #[error(
-        "{address} does not speak nvme/tcp: {detail}; check the port (4420 is usual for i/o, 8009 for discovery)"
+        "{address} does not speak {transport}: {detail}; check the port (4420 is usual for i/o, 8009 for discovery over nvme/tcp)"
     )]
     NotNvme {
         /// `host:port`.
         address: String,
+        /// What it should speak.
+        transport: &'static str,
         /// What was expected and what came.
         detail: String,
+    },
+    /// The controller rejected the request for a queue over RDMA.
+    #[error("{address}: {source}")]
+    Rejected {
+        /// `host:port`.
+        address: String,
+        /// Why.
+        source: Rejected,
+    },
+    /// Memory could not be registered.
+    #[error(
+        "cannot register {bytes} bytes of memory: {source}; raise the limit of locked memory (`ulimit -l`), or register less"
+    )]
+    Registration {
+        /// Bytes of the region.
+        bytes: usize,
+        /// Why not.
+        source: io::Error,
     },
     /// The controller did not accept the connection, or its bring-up failed.
     #[error("{address}: {source}")]

@@ -7,22 +7,24 @@ use std::time::Duration;
 
 use homi_fabric::host::{
     BringUp, BringUpParams, ControllerInfo, ControllerKind, DiscoveryRecord, Shutdown, SubsystemKind,
-    TransportKind,
 };
-use homi_spec::tcp::ADMIN_IN_CAPSULE;
+use homi_queue::Queue;
 
 use crate::clock;
 use crate::controller::{Controller, ControllerInner, QueueIds};
 use crate::device::Device;
-use crate::dial::{self, Peer};
+use crate::dial::{self, Peer, Route};
 use crate::error::Error;
+use crate::fabric::FabricQueue;
 use crate::keeper::{Association, AssociationShared, Keeper};
 use crate::options::{InitiatorBuilder, Options};
-use crate::queue::FabricQueue;
-use crate::uri::{TcpUri, Uri};
+use crate::uri::{FabricUri, Transport, Uri};
 
 /// Entries of an admin queue: the smallest that fabrics allow, which nobody has needed more than.
 const ADMIN_ENTRIES: u16 = 32;
+
+/// Bytes of one keyed descriptor at most: 24 bits, in whole pages.
+const MAX_DESCRIBED: u32 = (1 << 24) - 4096;
 
 /// How far referrals are followed, and how many services are asked.
 const REFERRAL_LEVELS: usize = 8;
@@ -88,8 +90,8 @@ impl Initiator {
     /// # Errors
     /// [`Error`], as for a connection; [`Error::Unsupported`] for a local URI or a subsystem that serves no discovery log.
     pub fn discover(&self, uri: &Uri) -> Result<Vec<DiscoveryRecord>, Error> {
-        let first = tcp(uri, "discovery asks a target: write nvme+tcp://HOST:8009")?;
-        let mut asked = HashSet::from([(first.host.clone(), first.port)]);
+        let first = fabric(uri, "discovery asks a target: write nvme+tcp://HOST:8009")?;
+        let mut asked = HashSet::from([(first.transport, first.host.clone(), first.port)]);
         let mut records = self.discover_one(first)?;
         let mut level = referrals(&records, &mut asked);
         for _ in 0..REFERRAL_LEVELS {
@@ -118,6 +120,7 @@ impl Initiator {
         let mut seen = HashSet::new();
         records.retain(|record| {
             seen.insert((
+                record.transport,
                 record.subsystem.clone(),
                 record.address.clone(),
                 record.service.clone(),
@@ -127,13 +130,13 @@ impl Initiator {
         Ok(records)
     }
 
-    fn discover_one(&self, uri: &TcpUri) -> Result<Vec<DiscoveryRecord>, Error> {
+    fn discover_one(&self, uri: &FabricUri) -> Result<Vec<DiscoveryRecord>, Error> {
         let options = &self.shared.options;
         let peer = Peer::new(uri);
         // The connection is closed when the log is read: nobody has to keep it alive.
         let (mut queue, _, info) = self.bring_up(&peer, uri.port, Duration::ZERO)?;
         if info.kind != ControllerKind::Discovery {
-            let service = TcpUri {
+            let service = FabricUri {
                 nqn: None,
                 nsid: None,
                 ..uri.clone()
@@ -160,17 +163,17 @@ impl Initiator {
     /// Connects to a controller and brings it up.
     ///
     /// # Errors
-    /// [`Error`]: unreachable, refused, timed out, not NVMe/TCP, subsystem unknown, host not allowed, and what else the
-    /// controller says; [`Error::Unsupported`] for a local URI, which [`Initiator::open`] takes.
+    /// [`Error`]: unreachable, refused, timed out, not NVMe, subsystem unknown, host not allowed, and what else the
+    /// controller says; [`Error::Unsupported`] for a local URI, which [`Initiator::open`] takes, and for RDMA without what it needs.
     pub fn connect(&self, uri: &Uri) -> Result<Controller, Error> {
-        let uri = tcp(
+        let uri = fabric(
             uri,
             "only a target can be connected to: open a local device instead",
         )?;
         let options = &self.shared.options;
         let keeper = &self.shared.keeper;
         let peer = Peer::new(uri);
-        let (mut queue, address, info) = self.bring_up(&peer, uri.port, options.keep_alive)?;
+        let (mut queue, route, info) = self.bring_up(&peer, uri.port, options.keep_alive)?;
         queue.set_timeout(options.command_timeout);
         let shared = Arc::new(AssociationShared::default());
         let id = keeper.next_association();
@@ -188,7 +191,7 @@ impl Initiator {
         Ok(Controller::new(ControllerInner {
             association: id,
             peer,
-            address,
+            route,
             info,
             options: Arc::clone(options),
             keeper: Arc::clone(keeper),
@@ -202,24 +205,28 @@ impl Initiator {
         peer: &Peer,
         port: u16,
         keep_alive: Duration,
-    ) -> Result<(FabricQueue, std::net::SocketAddr, ControllerInfo), Error> {
+    ) -> Result<(FabricQueue, Route, ControllerInfo), Error> {
         let options = &self.shared.options;
-        let (socket, address) = dial::connect(peer, port, options)?;
-        let mut queue = dial::initialize(peer, options, socket, ADMIN_ENTRIES - 1, ADMIN_IN_CAPSULE)?;
+        let (mut queue, route) = dial::connect_admin(peer, port, options, ADMIN_ENTRIES - 1)?;
         let mut bring_up = BringUp::new(BringUpParams {
             host_nqn: options.host_nqn.clone(),
             host_id: options.host_id,
             subsystem: peer.subsystem.clone(),
             keep_alive,
-            admin_entries: ADMIN_ENTRIES,
+            admin_entries: queue.depth() + 1,
             sq_flow_control: options.sq_flow_control,
             io_queues: options.io_queues,
         });
-        let info = dial::runner(&mut queue, options.connect_timeout)
+        let mut info = dial::runner(&mut queue, options.connect_timeout)
             .run(|answer, now| bring_up.next(answer, now))
             .map_err(|error| peer.error(options, "bring-up", error))?;
+        if peer.transport == Transport::Rdma {
+            // One descriptor is enough for any transfer, then.
+            let limit = info.max_transfer.unwrap_or(MAX_DESCRIBED);
+            info.max_transfer = Some(limit.min(MAX_DESCRIBED));
+        }
         tracing::debug!(controller = %peer.name(), id = info.controller_id, model = %info.model, "connected");
-        Ok((queue, address, info))
+        Ok((queue, route, info))
     }
 
     /// Opens the blocks behind a URI, wherever they are: a namespace over a fabric, a file, a device, memory.
@@ -229,30 +236,33 @@ impl Initiator {
     /// or names none of several; [`Error::File`] for a file that cannot be opened.
     pub fn open(&self, uri: &Uri) -> Result<Device, Error> {
         match uri {
-            Uri::Tcp(tcp) if tcp.nqn.is_none() => Err(Error::Unsupported(format!(
+            Uri::Fabric(fabric) if fabric.nqn.is_none() => Err(Error::Unsupported(format!(
                 "{uri} names a discovery service, which has no blocks: add a subsystem, as in {uri}/NQN \
                  (`homi discover {uri}` lists them)"
             ))),
-            Uri::Tcp(tcp) => Device::fabric(uri.clone(), self.connect(uri)?, tcp.nsid),
+            Uri::Fabric(fabric) => Device::fabric(uri.clone(), self.connect(uri)?, fabric.nsid),
             Uri::File { .. } | Uri::Ram { .. } => Device::local(uri.clone()),
         }
     }
 }
 
-fn tcp<'a>(uri: &'a Uri, otherwise: &str) -> Result<&'a TcpUri, Error> {
+fn fabric<'a>(uri: &'a Uri, otherwise: &str) -> Result<&'a FabricUri, Error> {
     match uri {
-        Uri::Tcp(tcp) => Ok(tcp),
+        Uri::Fabric(fabric) => Ok(fabric),
         Uri::File { .. } | Uri::Ram { .. } => Err(Error::Unsupported(format!("{uri}: {otherwise}"))),
     }
 }
 
 /// The services that these records refer to and that were not asked yet.
-fn referrals(records: &[DiscoveryRecord], asked: &mut HashSet<(String, u16)>) -> Vec<TcpUri> {
+fn referrals(records: &[DiscoveryRecord], asked: &mut HashSet<(Transport, String, u16)>) -> Vec<FabricUri> {
     let mut found = Vec::new();
     for record in records {
-        if record.kind != SubsystemKind::Referral || record.transport != TransportKind::Tcp {
+        if record.kind != SubsystemKind::Referral {
             continue;
         }
+        let Some(transport) = Transport::of_record(record.transport) else {
+            continue;
+        };
         let Ok(port) = record.service.parse::<u16>() else {
             tracing::warn!(service = %record.service, "referral without a port, skipped");
             continue;
@@ -261,8 +271,9 @@ fn referrals(records: &[DiscoveryRecord], asked: &mut HashSet<(String, u16)>) ->
             tracing::warn!(address = %record.address, port, "too many referrals, skipped");
             continue;
         }
-        if asked.insert((record.address.clone(), port)) {
-            found.push(TcpUri {
+        if asked.insert((transport, record.address.clone(), port)) {
+            found.push(FabricUri {
+                transport,
                 host: record.address.clone(),
                 port,
                 nqn: None,

@@ -6,22 +6,26 @@
 //!             └───────► Device ─────────────────────┘                └───► AsyncQueue (feature `tokio`)
 //! ```
 //!
-//! - [`uri`] — where blocks are, in one line: `nvme+tcp://host:4420/NQN`, `file:///path`, `ram://64M`.
+//! - [`uri`] — where blocks are, in one line: `nvme+tcp://host:4420/NQN`, `nvme+rdma://host:4420/NQN`, `file:///path`, `ram://64M`.
 //! - [`Initiator`] — a host: discovers, connects, opens.
 //! - [`Controller`] — an association: identify pages, logs, admin commands, events, queues.
 //! - [`Device`] — blocks on any path, with the same queue whatever the path.
-//! - [`StreamQueue`] — the queue over a byte stream, run by the thread that calls it.
+//! - [`FabricQueue`] — a connection to a controller: [`StreamQueue`] over a byte stream, [`RdmaQueue`] over RDMA; run by the thread that
+//!   calls it.
 //! - [`sequence`] — bring-up and discovery on any queue, also one in memory.
 //! - [`Blocking`], [`Disk`] — layers for callers that want to wait.
 //!
-//! Not here yet: multipath and reconnecting, accelerator memory, authentication, TLS, RDMA and PCIe paths.
+//! Not here yet: multipath and reconnecting, accelerator memory, authentication, TLS, and PCIe paths.
 
 mod clock;
+mod counters;
 mod dial;
+mod fabric;
 mod identity;
 mod keeper;
 mod link;
 mod pool;
+mod watch;
 
 #[cfg(feature = "tokio")]
 pub mod asynchronous;
@@ -35,6 +39,7 @@ pub mod error;
 pub mod initiator;
 pub mod options;
 pub mod queue;
+pub mod rdma;
 pub mod sequence;
 pub mod stream;
 pub mod tcp;
@@ -44,9 +49,11 @@ pub mod uri;
 pub use asynchronous::{AsyncQueue, OperationLost};
 pub use blocking::{Blocking, wait_for_completions};
 pub use controller::{AdminReply, Controller, ControllerEvent, ControllerStatus};
+pub use counters::Counters;
 pub use device::{AnyQueue, Device};
 pub use disk::Disk;
 pub use error::Error;
+pub use fabric::FabricQueue;
 pub use homi_fabric::host::{
     AddressFamily, ConnectError, ControllerInfo, ControllerKind, DiscoveryRecord, InfoError, NamespaceInfo,
     SubsystemKind, TransportKind,
@@ -59,6 +66,7 @@ pub use homi_queue::{
 pub use homi_reactor::socket::Congestion;
 pub use initiator::Initiator;
 pub use options::{InitiatorBuilder, QueueOptions};
-pub use queue::{Counters, FabricQueue, StreamParams, StreamQueue};
+pub use queue::{StreamParams, StreamQueue};
+pub use rdma::{RdmaQueue, Registration};
 pub use stream::ByteStream;
-pub use uri::{TcpUri, Uri, UriError};
+pub use uri::{FabricUri, Transport, Uri, UriError};

@@ -1,7 +1,7 @@
 //! What an I/O queue and its association know of each other.
 //!
 //! ```text
-//! StreamQueue ──owns──► QueueLink ──strong──► ControllerInner (keeps the association alive)
+//! FabricQueue ──owns──► QueueLink ──strong──► ControllerInner (keeps the association alive)
 //!                           └─────strong──► LinkState ◄──strong── Association on the keeper's thread
 //! ```
 //! The keeper only ever holds [`LinkState`]s: it must not be the one that drops the last handle of an association, since that
@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use homi_queue::{CommandId, LostReason};
+use nix::sys::eventfd::EventFd;
 
 use crate::controller::ControllerInner;
 use crate::tcp;
@@ -22,27 +23,51 @@ pub(crate) struct LinkState {
     pub(crate) qid: u16,
     lost: AtomicBool,
     reason: Mutex<Option<LostReason>>,
-    socket: Arc<OwnedFd>,
+    hang_up: HangUp,
+}
+
+/// How whoever sleeps on a queue is woken, from another thread.
+#[derive(Debug)]
+pub(crate) enum HangUp {
+    /// By the end of its connection.
+    Socket(Arc<OwnedFd>),
+    /// By an event that it waits for too.
+    #[cfg_attr(not(feature = "rdma"), expect(dead_code, reason = "for queues over RDMA"))]
+    Event(Arc<EventFd>),
+}
+
+impl HangUp {
+    fn now(&self) {
+        match self {
+            Self::Socket(socket) => tcp::hang_up(socket),
+            Self::Event(event) => {
+                if let Err(error) = event.write(1) {
+                    // A full counter is the only cause, and then the descriptor is readable already.
+                    tracing::trace!(%error, "waking a queue");
+                }
+            }
+        }
+    }
 }
 
 impl LinkState {
-    pub(crate) fn new(qid: u16, socket: Arc<OwnedFd>) -> Self {
+    pub(crate) fn new(qid: u16, hang_up: HangUp) -> Self {
         Self {
             qid,
             lost: AtomicBool::new(false),
             reason: Mutex::new(None),
-            socket,
+            hang_up,
         }
     }
 
-    /// Tells the queue that its association ended, and wakes whoever sleeps on its socket.
+    /// Tells the queue that its association ended, and wakes whoever sleeps on it.
     pub(crate) fn lose(&self, reason: LostReason) {
         self.reason
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get_or_insert(reason);
         self.lost.store(true, Ordering::Release);
-        tcp::hang_up(&self.socket);
+        self.hang_up.now();
     }
 }
 
@@ -60,15 +85,24 @@ impl QueueLink {
 
     /// Whether the association ended.
     #[inline]
-    pub(crate) fn is_lost(&self) -> bool {
+    fn is_lost(&self) -> bool {
         self.state.lost.load(Ordering::Relaxed)
     }
 
     /// Why it ended.
-    pub(crate) fn reason(&self) -> LostReason {
+    fn reason(&self) -> LostReason {
         // `lost` is read relaxed, so the lock orders the reason.
         let reason = self.state.reason.lock().unwrap_or_else(PoisonError::into_inner);
         reason.clone().unwrap_or(LostReason::Closed)
+    }
+
+    /// Why the association ended, if it did.
+    #[inline]
+    pub(crate) fn ended(&self) -> Option<LostReason> {
+        self.is_lost().then(|| match self.reason() {
+            LostReason::Local => LostReason::Local,
+            other => LostReason::Association(other.to_string()),
+        })
     }
 
     /// Asks for a command of this queue to be aborted.

@@ -22,6 +22,8 @@ pub(crate) struct Options {
     pub(crate) sq_flow_control: bool,
     pub(crate) io_queues: u16,
     pub(crate) congestion: Congestion,
+    #[cfg_attr(not(feature = "rdma"), expect(dead_code, reason = "for RDMA"))]
+    pub(crate) memory_windows: bool,
 }
 
 /// Builds an [`Initiator`]. Every choice has a default, so `Initiator::builder().build()` works.
@@ -38,6 +40,7 @@ pub struct InitiatorBuilder {
     sq_flow_control: bool,
     io_queues: u16,
     congestion: Congestion,
+    memory_windows: bool,
 }
 
 impl Default for InitiatorBuilder {
@@ -53,6 +56,7 @@ impl Default for InitiatorBuilder {
             sq_flow_control: false,
             io_queues: 64,
             congestion: Congestion::Auto,
+            memory_windows: false,
         }
     }
 }
@@ -77,7 +81,7 @@ impl InitiatorBuilder {
         self
     }
 
-    /// How long a TCP connection, its handshake and each command of a bring-up may take. Default: 5 s.
+    /// How long a connection, its handshake and each command of a bring-up may take. Default: 5 s.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
@@ -117,6 +121,15 @@ impl InitiatorBuilder {
     /// Which congestion control bounds what a TCP connection sends. Default: [`Congestion::Auto`].
     pub fn congestion(mut self, choice: Congestion) -> Self {
         self.congestion = choice;
+        self
+    }
+
+    /// Over RDMA: lets a controller reach the memory of commands through memory windows (type 2), each open for one command. Without them a
+    /// controller can reach all of every region that is registered, for as long as it is: by
+    /// [`Controller::register`](crate::Controller::register), or because a command used it. Costs up to two work requests per command, and a device
+    /// that has no such windows refuses to connect. Default: off.
+    pub fn memory_windows(mut self, on: bool) -> Self {
+        self.memory_windows = on;
         self
     }
 
@@ -160,6 +173,7 @@ impl InitiatorBuilder {
             sq_flow_control: self.sq_flow_control,
             io_queues: self.io_queues,
             congestion: self.congestion,
+            memory_windows: self.memory_windows,
         })
     }
 }

@@ -7,8 +7,8 @@
 //! the header that follows it: one system call and no copy per transfer.
 //!
 //! # How time is kept
-//! Nothing is timed per command. A few times per timeout the queue looks at what is in flight and counts how many looks each command
-//! has survived; the clock is read when there was nothing to receive, and every now and then otherwise.
+//! Nothing is timed per command (see `watch`); the clock is read when there was nothing to receive, and every now and then
+//! otherwise.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -24,9 +24,12 @@ use homi_queue::{
 };
 
 use crate::clock;
+use crate::counters::Counters;
 use crate::link::QueueLink;
 use crate::pool::Pool;
+use crate::sequence::Connection;
 use crate::stream::ByteStream;
+use crate::watch::Watches;
 
 /// Transfers of at least so many bytes are received where they belong. Below, a copy of hot bytes is cheaper than the system
 /// calls that avoiding it costs.
@@ -43,43 +46,11 @@ const MIXED_WINDOW: usize = 8 << 10;
 const HEADER: usize = 24;
 const DIGEST: usize = 4;
 
-/// Looks that a command survives before it has taken too long, and as many again for its Abort.
-const LOOKS: u8 = 4;
-
 /// Polls that found something between two readings of the clock.
 const POLLS_PER_CLOCK: u32 = 64;
 
 /// How long a queue is idle before it gives its staging buffer and pool back.
 const IDLE: Duration = Duration::from_secs(10);
-
-/// What a queue has done so far: for benchmarks, and to see that the fast path is the fast path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counters {
-    /// Commands submitted.
-    pub commands: u64,
-    /// System calls that sent.
-    pub sends: u64,
-    /// System calls that received, those that found nothing included.
-    pub receives: u64,
-    /// Receives that found nothing.
-    pub empty_receives: u64,
-    /// Payload copies in user space.
-    pub copies: u64,
-    /// Bytes copied by them.
-    pub bytes_copied: u64,
-    /// Payload bytes that the kernel put where the command wanted them.
-    pub bytes_landed: u64,
-    /// Commands that were aborted because they took too long.
-    pub aborts: u64,
-}
-
-impl Counters {
-    /// System calls of both kinds.
-    #[must_use]
-    pub const fn system_calls(&self) -> u64 {
-        self.sends + self.receives
-    }
-}
 
 /// How a [`StreamQueue`] is made.
 #[derive(Debug, Clone, Copy)]
@@ -106,34 +77,6 @@ impl StreamParams {
     }
 }
 
-/// What is known about the command in a slot.
-#[derive(Debug, Clone, Copy)]
-struct Watch {
-    id: CommandId,
-    state: WatchState,
-    /// Looks survived.
-    age: u8,
-    /// A read of at least `DIRECT` bytes.
-    large: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum WatchState {
-    /// No command in this slot, or one that may take forever.
-    Untimed,
-    /// In time.
-    Timed,
-    /// It took too long and is being aborted.
-    Aborting,
-}
-
-const NO_WATCH: Watch = Watch {
-    id: CommandId(0),
-    state: WatchState::Untimed,
-    age: 0,
-    large: false,
-};
-
 /// A queue over a byte stream, run by the thread that calls it: `commit` sends a batch with one system call, `poll`
 /// receives with one. In steady state neither allocates.
 ///
@@ -146,8 +89,8 @@ pub struct StreamQueue<S: ByteStream> {
     /// Empty until it is needed.
     staging: Box<[u8]>,
     pool: Pool,
-    /// By slot.
-    watches: Vec<Watch>,
+    /// Marked: reads of at least `DIRECT` bytes.
+    watches: Watches,
     /// Large reads in flight.
     large: usize,
     /// Bytes landed since the last completion that counted them.
@@ -157,8 +100,6 @@ pub struct StreamQueue<S: ByteStream> {
     trailer: usize,
     /// Not everything that is queued could be sent.
     blocked: bool,
-    timeout: Duration,
-    looked: Instant,
     busy: Instant,
     polls: u32,
     max_transfer: Option<u32>,
@@ -169,9 +110,6 @@ pub struct StreamQueue<S: ByteStream> {
     counters: Counters,
 }
 
-/// An I/O queue over TCP.
-pub type FabricQueue = StreamQueue<crate::tcp::TcpStream>;
-
 impl<S: ByteStream> StreamQueue<S> {
     /// A queue over a stream whose other end has not been talked to. The request that initialises the connection is sent by the first
     /// `commit` or `poll`.
@@ -181,7 +119,7 @@ impl<S: ByteStream> StreamQueue<S> {
     pub fn new(stream: S, params: StreamParams) -> Result<Self, ParameterError> {
         let mut connection = HostConnection::new(params.connection)?;
         connection.start();
-        let depth = usize::from(connection.depth());
+        let depth = connection.depth();
         let digest = |on: bool| if on { DIGEST } else { 0 };
         let now = clock::coarse();
         Ok(Self {
@@ -189,14 +127,12 @@ impl<S: ByteStream> StreamQueue<S> {
             connection,
             staging: Box::default(),
             pool: Pool::default(),
-            watches: vec![NO_WATCH; depth],
+            watches: Watches::new(depth, params.command_timeout),
             large: 0,
             landed: 0,
             header_window: HEADER + digest(params.connection.header_digest),
             trailer: digest(params.connection.data_digest),
             blocked: true,
-            timeout: params.command_timeout,
-            looked: now,
             busy: now,
             polls: 0,
             max_transfer: params.max_transfer,
@@ -213,8 +149,7 @@ impl<S: ByteStream> StreamQueue<S> {
     }
 
     pub(crate) fn set_timeout(&mut self, timeout: Duration) {
-        self.timeout = timeout;
-        self.looked = clock::coarse();
+        self.watches.set_timeout(timeout);
     }
 
     pub(crate) fn set_max_transfer(&mut self, max_transfer: Option<u32>) {
@@ -260,19 +195,13 @@ impl<S: ByteStream> StreamQueue<S> {
     /// long is noticed: `None` while nothing is in flight or commands may take forever.
     #[must_use]
     pub fn wait_limit(&self) -> Option<Duration> {
-        (self.connection.in_flight() > 0 && !self.timeout.is_zero()).then(|| self.between_looks())
-    }
-
-    fn between_looks(&self) -> Duration {
-        (self.timeout / u32::from(LOOKS)).max(Duration::from_millis(1))
+        self.watches.wait_limit(self.connection.in_flight())
     }
 
     /// Submits a command that may take forever.
     pub(crate) fn submit_untimed(&mut self, slot: Slot, command: Command, data: Data) -> CommandId {
         let id = self.submit(slot, command, data);
-        if let Some(watch) = self.watches.get_mut(id.slot_index(self.connection.depth())) {
-            watch.state = WatchState::Untimed;
-        }
+        self.watches.leave_alone(id);
         id
     }
 
@@ -390,10 +319,7 @@ impl<S: ByteStream> StreamQueue<S> {
                 data,
                 received,
             } => {
-                if let Some(watch) = self.watches.get_mut(id.slot_index(self.connection.depth())) {
-                    self.large = self.large.saturating_sub(usize::from(watch.large));
-                    *watch = NO_WATCH;
-                }
+                self.large = self.large.saturating_sub(usize::from(self.watches.end(id)));
                 if received > 0 {
                     let landed = self.landed.min(received.into());
                     self.landed -= landed;
@@ -414,41 +340,6 @@ impl<S: ByteStream> StreamQueue<S> {
                 let why = text.split_once(": ").map_or(text.as_str(), |(_, why)| why);
                 Err(LostReason::Terminated(why.to_owned()))
             }
-        }
-    }
-
-    /// Looks at what is in flight, if it is time to.
-    fn look(&mut self, now: Instant) -> Result<(), LostReason> {
-        if self.timeout.is_zero() || now.saturating_since(self.looked) < self.between_looks() {
-            return Ok(());
-        }
-        self.looked = now;
-        let mut give_up = false;
-        for watch in &mut self.watches {
-            if watch.state == WatchState::Untimed {
-                continue;
-            }
-            watch.age = watch.age.saturating_add(1);
-            // One more than there are quarters, since the first look may follow the submission at once.
-            if watch.age > LOOKS {
-                match (watch.state, &self.link) {
-                    (WatchState::Timed, Some(link)) => {
-                        link.abort(watch.id);
-                        self.counters.aborts += 1;
-                        *watch = Watch {
-                            state: WatchState::Aborting,
-                            age: 0,
-                            ..*watch
-                        };
-                    }
-                    _ => give_up = true,
-                }
-            }
-        }
-        if give_up {
-            Err(LostReason::Timeout(self.timeout))
-        } else {
-            Ok(())
         }
     }
 
@@ -474,9 +365,10 @@ impl<S: ByteStream> StreamQueue<S> {
         let now = clock::coarse();
         if self.connection.in_flight() > 0 {
             self.busy = now;
-            return self.look(now);
+            self.counters.aborts += self.watches.look(now, self.link.as_ref())?;
+            return Ok(());
         }
-        self.looked = now;
+        self.watches.rest(now);
         if now.saturating_since(self.busy) >= IDLE && !(self.staging.is_empty() && self.pool.is_empty()) {
             self.staging = Box::default();
             self.pool.clear();
@@ -504,7 +396,7 @@ impl<S: ByteStream> StreamQueue<S> {
     #[cold]
     fn lost_queue(&mut self) -> QueueLost {
         let reason = self.lost.clone().unwrap_or(LostReason::Local);
-        self.watches.fill(NO_WATCH);
+        self.watches.clear();
         self.large = 0;
         QueueLost::new(reason, self.connection.drain())
     }
@@ -512,11 +404,7 @@ impl<S: ByteStream> StreamQueue<S> {
     /// Why the association ended, if it did.
     #[inline]
     fn association_ended(&self) -> Option<LostReason> {
-        let link = self.link.as_ref().filter(|link| link.is_lost())?;
-        Some(match link.reason() {
-            LostReason::Local => LostReason::Local,
-            other => LostReason::Association(other.to_string()),
-        })
+        self.link.as_ref().and_then(QueueLink::ended)
     }
 
     /// The reason to stop before anything is done, if there is one.
@@ -563,14 +451,7 @@ impl<S: ByteStream> Queue for StreamQueue<S> {
         };
         let id = self.connection.submit(slot, command, data);
         self.large += usize::from(large);
-        if let Some(watch) = self.watches.get_mut(id.slot_index(self.connection.depth())) {
-            *watch = Watch {
-                id,
-                state: WatchState::Timed,
-                age: 0,
-                large,
-            };
-        }
+        self.watches.begin(id, large);
         id
     }
 
@@ -598,6 +479,16 @@ impl<S: ByteStream> Queue for StreamQueue<S> {
             }
         }
         Ok(count)
+    }
+}
+
+impl<S: ByteStream> Connection for StreamQueue<S> {
+    fn is_ready(&self) -> bool {
+        StreamQueue::is_ready(self)
+    }
+
+    fn in_flight(&self) -> usize {
+        StreamQueue::in_flight(self)
     }
 }
 

@@ -12,8 +12,6 @@ use homi_fabric::time::Instant;
 use homi_queue::{Command, Completed, Completion, Data, LostReason, Queue, QueueLost, Region};
 
 use crate::clock;
-use crate::queue::StreamQueue;
-use crate::stream::ByteStream;
 
 /// Why a sequence did not come to its end.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,18 +37,26 @@ impl From<QueueLost> for SequenceError {
     }
 }
 
+/// A queue that is a connection to a controller.
+pub trait Connection: Queue {
+    /// Whether the connection is initialised, so that commands can be submitted.
+    fn is_ready(&self) -> bool;
+    /// Commands submitted and not completed.
+    fn in_flight(&self) -> usize;
+}
+
 /// Runs sequences on a queue that nobody else uses meanwhile.
-pub struct Runner<'a, S: ByteStream, W> {
-    queue: &'a mut StreamQueue<S>,
+pub struct Runner<'a, Q, W> {
+    queue: &'a mut Q,
     limit: Duration,
     wait: W,
     completed: Vec<Completed>,
 }
 
-impl<'a, S: ByteStream, W: FnMut(&StreamQueue<S>, Duration)> Runner<'a, S, W> {
+impl<'a, Q: Connection, W: FnMut(&Q, Duration)> Runner<'a, Q, W> {
     /// Each answer may take `limit`. `wait` is called when there is nothing to receive; it returns when there may be
     /// something, at the latest after the time that it is given.
-    pub fn new(queue: &'a mut StreamQueue<S>, limit: Duration, wait: W) -> Self {
+    pub fn new(queue: &'a mut Q, limit: Duration, wait: W) -> Self {
         Self {
             queue,
             limit,

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `nvme+tcp://host[:4420]/NQN[?nsid=N]` | a subsystem, or one of its namespaces, over NVMe/TCP |
 //! | `nvme+tcp://host[:8009]` | the discovery service of a host |
+//! | `nvme+rdma://host[:4420]/NQN[?nsid=N]`, `nvme+rdma://host[:4420]` | the same over NVMe/RDMA |
 //! | `file:///path[?block=4096]` | a file or block device of this machine |
 //! | `ram://SIZE[?block=4096]` | memory of this process, `SIZE` as in `64M` |
 //!
@@ -15,9 +16,10 @@ use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use homi_fabric::host::TransportKind;
 use homi_spec::nqn::{DISCOVERY_NQN, Nqn};
 
-/// Port of NVMe/TCP I/O controllers.
+/// Port of I/O controllers over either transport, and of discovery controllers over NVMe/RDMA.
 pub const PORT_IO: u16 = 4420;
 /// Port of NVMe/TCP discovery controllers.
 pub const PORT_DISCOVERY: u16 = 8009;
@@ -32,8 +34,8 @@ pub const LOCAL_BLOCK: u32 = 4096;
     reason = "there are few of them, and names are stored in place"
 )]
 pub enum Uri {
-    /// A controller behind NVMe/TCP.
-    Tcp(TcpUri),
+    /// A controller behind a fabric.
+    Fabric(FabricUri),
     /// A file or a block device of this machine.
     File {
         /// Absolute path.
@@ -50,12 +52,54 @@ pub enum Uri {
     },
 }
 
-/// A controller behind NVMe/TCP.
+/// What carries the commands to a controller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Transport {
+    /// NVMe/TCP.
+    Tcp,
+    /// NVMe/RDMA: `RoCE`, `InfiniBand` or `iWARP`.
+    Rdma,
+}
+
+impl Transport {
+    /// The scheme of its URIs.
+    #[must_use]
+    pub const fn scheme(self) -> &'static str {
+        match self {
+            Self::Tcp => "nvme+tcp",
+            Self::Rdma => "nvme+rdma",
+        }
+    }
+
+    /// The port that discovery controllers have if nobody says otherwise.
+    #[must_use]
+    pub const fn discovery_port(self) -> u16 {
+        match self {
+            Self::Tcp => PORT_DISCOVERY,
+            Self::Rdma => PORT_IO,
+        }
+    }
+
+    /// The transport of a discovery record, if controllers can be reached over it from here.
+    #[must_use]
+    pub const fn of_record(kind: TransportKind) -> Option<Self> {
+        match kind {
+            TransportKind::Tcp => Some(Self::Tcp),
+            TransportKind::Rdma => Some(Self::Rdma),
+            _ => None,
+        }
+    }
+}
+
+/// A controller behind a fabric.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TcpUri {
+pub struct FabricUri {
+    /// What carries the commands.
+    pub transport: Transport,
     /// Name or address of the host, without brackets.
     pub host: String,
-    /// TCP port.
+    /// TCP port, or the same number in RDMA's port space.
     pub port: u16,
     /// Subsystem; `None` means the host's discovery service.
     pub nqn: Option<Nqn>,
@@ -71,10 +115,10 @@ pub enum UriError {
     #[error("\"{0}\" has no scheme: write nvme+tcp://HOST:PORT/NQN, file:///PATH or ram://SIZE")]
     NoScheme(String),
     /// A scheme that nobody knows.
-    #[error("unknown scheme \"{0}\": use nvme+tcp, file or ram")]
+    #[error("unknown scheme \"{0}\": use nvme+tcp, nvme+rdma, file or ram")]
     UnknownScheme(String),
     /// A path that is known but not built into this release.
-    #[error("{scheme} is not supported by this build: {missing}; use nvme+tcp, file or ram")]
+    #[error("{scheme} is not supported by this build: {missing}; use nvme+tcp, nvme+rdma, file or ram")]
     Unsupported {
         /// The scheme asked for.
         scheme: &'static str,
@@ -134,10 +178,11 @@ pub enum UriError {
 }
 
 impl Uri {
-    /// The discovery service of a host, at its usual port.
+    /// The discovery service of a host over NVMe/TCP, at its usual port.
     #[must_use]
     pub fn discovery(host: &str) -> Self {
-        Self::Tcp(TcpUri {
+        Self::Fabric(FabricUri {
+            transport: Transport::Tcp,
             host: host.to_owned(),
             port: PORT_DISCOVERY,
             nqn: None,
@@ -148,7 +193,14 @@ impl Uri {
     /// A subsystem behind NVMe/TCP.
     #[must_use]
     pub fn subsystem(host: &str, port: u16, nqn: Nqn) -> Self {
-        Self::Tcp(TcpUri {
+        Self::subsystem_over(Transport::Tcp, host, port, nqn)
+    }
+
+    /// A subsystem behind a fabric.
+    #[must_use]
+    pub fn subsystem_over(transport: Transport, host: &str, port: u16, nqn: Nqn) -> Self {
+        Self::Fabric(FabricUri {
+            transport,
             host: host.to_owned(),
             port,
             nqn: Some(nqn),
@@ -159,8 +211,8 @@ impl Uri {
     /// The same controller with this namespace chosen; local URIs stay as they are.
     #[must_use]
     pub fn with_nsid(mut self, nsid: u32) -> Self {
-        if let Self::Tcp(tcp) = &mut self {
-            tcp.nsid = Some(nsid);
+        if let Self::Fabric(fabric) = &mut self {
+            fabric.nsid = Some(nsid);
         }
         self
     }
@@ -169,7 +221,7 @@ impl Uri {
     #[must_use]
     pub fn is_discovery(&self) -> bool {
         match self {
-            Self::Tcp(tcp) => tcp.nqn.as_ref().is_none_or(Nqn::is_discovery),
+            Self::Fabric(fabric) => fabric.nqn.as_ref().is_none_or(Nqn::is_discovery),
             Self::File { .. } | Self::Ram { .. } => false,
         }
     }
@@ -181,7 +233,7 @@ impl Uri {
     }
 }
 
-impl TcpUri {
+impl FabricUri {
     /// `host:port`, with brackets where the host is an IPv6 address.
     #[must_use]
     pub fn address(&self) -> String {
@@ -208,13 +260,10 @@ impl FromStr for Uri {
             .split_once("://")
             .ok_or_else(|| UriError::NoScheme(line.to_owned()))?;
         match scheme {
-            "nvme+tcp" => parse_tcp(line, rest).map(Self::Tcp),
+            "nvme+tcp" => parse_fabric(Transport::Tcp, line, rest).map(Self::Fabric),
+            "nvme+rdma" => parse_fabric(Transport::Rdma, line, rest).map(Self::Fabric),
             "file" => parse_file(rest),
             "ram" => parse_ram(rest),
-            "nvme+rdma" => Err(UriError::Unsupported {
-                scheme: "nvme+rdma",
-                missing: "the RDMA transport is not part of it yet",
-            }),
             "nvme+pci" => Err(UriError::Unsupported {
                 scheme: "nvme+pci",
                 missing: "the user-space PCIe driver is not part of it yet",
@@ -224,7 +273,7 @@ impl FromStr for Uri {
     }
 }
 
-fn parse_tcp(line: &str, rest: &str) -> Result<TcpUri, UriError> {
+fn parse_fabric(transport: Transport, line: &str, rest: &str) -> Result<FabricUri, UriError> {
     let (rest, query) = split_query(rest);
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
     let (host, port) = split_authority(line, authority)?;
@@ -243,15 +292,20 @@ fn parse_tcp(line: &str, rest: &str) -> Result<TcpUri, UriError> {
     for (name, value) in parameters(query) {
         match name {
             "nsid" => nsid = Some(parse_nsid(value)?),
-            _ => return Err(unknown_parameter(name, "nvme+tcp", "nsid")),
+            _ => return Err(unknown_parameter(name, transport.scheme(), "nsid")),
         }
     }
     if nsid.is_some() && nqn.is_none() {
         return Err(UriError::NsidWithoutSubsystem(line.to_owned()));
     }
     let discovery = nqn.as_ref().is_none_or(|nqn| nqn.as_str() == DISCOVERY_NQN);
-    let port = port.unwrap_or(if discovery { PORT_DISCOVERY } else { PORT_IO });
-    Ok(TcpUri {
+    let port = port.unwrap_or(if discovery {
+        transport.discovery_port()
+    } else {
+        PORT_IO
+    });
+    Ok(FabricUri {
+        transport,
         host,
         port,
         nqn,
@@ -396,7 +450,7 @@ fn percent_encode(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
 impl fmt::Display for Uri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(tcp) => write!(f, "{tcp}"),
+            Self::Fabric(fabric) => write!(f, "{fabric}"),
             Self::File { path, block_size } => {
                 f.write_str("file://")?;
                 percent_encode(f, &path.to_string_lossy())?;
@@ -418,9 +472,9 @@ fn write_block(f: &mut fmt::Formatter<'_>, block_size: u32) -> fmt::Result {
     }
 }
 
-impl fmt::Display for TcpUri {
+impl fmt::Display for FabricUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "nvme+tcp://{}", self.address())?;
+        write!(f, "{}://{}", self.transport.scheme(), self.address())?;
         if let Some(nqn) = &self.nqn {
             f.write_char('/')?;
             percent_encode(f, nqn.as_str())?;
@@ -436,9 +490,9 @@ impl fmt::Display for TcpUri {
 mod tests {
     use super::*;
 
-    fn tcp(line: &str) -> TcpUri {
+    fn fabric(line: &str) -> FabricUri {
         match line.parse() {
-            Ok(Uri::Tcp(tcp)) => tcp,
+            Ok(Uri::Fabric(fabric)) => fabric,
             other => panic!("{line}: {other:?}"),
         }
     }
@@ -452,6 +506,9 @@ mod tests {
             "nvme+tcp://[::1]:8009",
             "nvme+tcp://host:4420/any name at all?nsid=1",
             "nvme+tcp://host:4420/odd%3Fname%25",
+            "nvme+rdma://10.0.0.1:4420/nqn.2024-01.org.example:disk1?nsid=7",
+            "nvme+rdma://[fe80::1%eth0]:4420/nqn.2024-01.org.example:disk1",
+            "nvme+rdma://[::1]:4420",
             "file:///tmp/disk image.raw",
             "file:///tmp/disk?block=512",
             "ram://67108864",
@@ -464,15 +521,19 @@ mod tests {
 
     #[test]
     fn ports_default_to_what_is_asked_for() {
-        assert_eq!(tcp("nvme+tcp://host").port, PORT_DISCOVERY);
-        assert_eq!(tcp("nvme+tcp://host/").port, PORT_DISCOVERY);
+        assert_eq!(fabric("nvme+tcp://host").port, PORT_DISCOVERY);
+        assert_eq!(fabric("nvme+tcp://host/").port, PORT_DISCOVERY);
         assert_eq!(
-            tcp("nvme+tcp://host/nqn.2014-08.org.nvmexpress.discovery").port,
+            fabric("nvme+tcp://host/nqn.2014-08.org.nvmexpress.discovery").port,
             PORT_DISCOVERY
         );
-        assert_eq!(tcp("nvme+tcp://host/nqn.2024-01.org.example:a").port, PORT_IO);
+        assert_eq!(fabric("nvme+tcp://host/nqn.2024-01.org.example:a").port, PORT_IO);
         assert!("nvme+tcp://host".parse::<Uri>().unwrap().is_discovery());
-        assert_eq!(tcp("nvme+tcp://[::1]").address(), "[::1]:8009");
+        assert_eq!(fabric("nvme+tcp://[::1]").address(), "[::1]:8009");
+        assert_eq!(fabric("nvme+rdma://host").port, PORT_IO);
+        assert_eq!(fabric("nvme+rdma://host/nqn.2024-01.org.example:a").port, PORT_IO);
+        assert_eq!(fabric("nvme+rdma://[::1]").address(), "[::1]:4420");
+        assert!("nvme+rdma://host".parse::<Uri>().unwrap().is_discovery());
     }
 
     #[test]
@@ -491,7 +552,8 @@ mod tests {
         for (line, says) in [
             ("host:4420", "no scheme"),
             ("nvme://host", "unknown scheme \"nvme\""),
-            ("nvme+rdma://host/nqn", "RDMA transport"),
+            ("nvme+rdma://host?nsid=1", "no subsystem"),
+            ("nvme+rdma://host/nqn?depth=1", "nvme+rdma takes nsid"),
             ("nvme+pci://0000:01:00.0", "PCIe driver"),
             ("nvme+tcp:///nqn.2024-01.org.example:a", "no host"),
             ("nvme+tcp://::1/nqn.2024-01.org.example:a", "brackets"),

@@ -266,6 +266,17 @@ impl Region {
         true
     }
 
+    /// Whether there is no other clone of this very value. Others may refer to the memory all the same, through
+    /// [handles](Region::handle); what those who had clones did with it has happened before this returns.
+    #[must_use]
+    pub fn is_only_clone(&self) -> bool {
+        if Arc::strong_count(&self.0) != 1 {
+            return false;
+        }
+        fence(Ordering::Acquire);
+        true
+    }
+
     /// Whether the bytes may be borrowed by whoever owns this region.
     fn borrowable(&self) -> Result<(), MemoryError> {
         match self.0.backing {

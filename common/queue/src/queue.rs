@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::command::{Command, Completion};
-use crate::memory::Data;
+use crate::memory::{Buffer, Data};
 use crate::slots::{CommandId, Slot};
 
 /// Something that executes NVMe commands: a connection, a drive's queue pair, the kernel, RAM.
@@ -43,6 +43,15 @@ pub trait Queue {
     /// # Errors
     /// [`QueueLost`] if the path died; it carries every command that has no completion.
     fn poll(&mut self, completed: &mut impl Extend<Completed>) -> Result<usize, QueueLost>;
+
+    /// Makes the memory of an operation that is over a [`Buffer`] again. A queue that keeps memory registered beyond the operation gives
+    /// that up first, so this is for memory that is used now and then; what is used all the time stays [`Data`].
+    ///
+    /// # Errors
+    /// The data itself, if it cannot be borrowed as a slice: somebody else refers to it.
+    fn take_back(&mut self, data: Data) -> Result<Buffer, Data> {
+        Buffer::try_from_data(data)
+    }
 }
 
 /// A queue whose thread can sleep until there may be something to [`poll`](Queue::poll).
@@ -50,6 +59,9 @@ pub trait Queue {
 pub trait Wait {
     /// A descriptor that becomes readable when `poll` may find completions, or `None` if completions never come by
     /// themselves (the executor finishes its work inside `commit` or `poll`).
+    ///
+    /// Ask for it after each `poll` that is followed by a sleep, not once: some executors announce completions only to those who asked since
+    /// their last `poll`.
     fn wait_descriptor(&self) -> Option<std::os::fd::BorrowedFd<'_>>;
 
     /// Whether `poll` also has something to do when the descriptor becomes writable, because something could not be

@@ -93,7 +93,12 @@ impl MemoryWindow {
         self.inner.raw.as_ptr()
     }
 
-    /// The key that the next binding will have.
+    /// The key that the next binding will have, for whoever writes a message before the window is bound.
+    #[must_use]
+    pub fn next_remote_key(&self) -> RemoteKey {
+        RemoteKey(self.next_key())
+    }
+
     pub(crate) fn next_key(&self) -> u32 {
         // The lowest byte is the owner's to choose. (The bindings' own function for this overflows at the largest key.)
         self.key & !0xff | self.key.wrapping_add(1) & 0xff

@@ -34,8 +34,9 @@ pub use engine::{Hooks, Observer, run};
 pub use stats::{Interval, Latency, Outcome, Phase, Sample, Tally};
 pub use workload::{Limit, MAX_BUFFERS, MAX_VERIFIED_UNITS, Order, Range, Workload, WorkloadError};
 
+use crate::counters::Counters;
 use crate::device::AnyQueue;
-use crate::queue::{Counters, StreamQueue};
+use crate::queue::StreamQueue;
 use crate::stream::ByteStream;
 
 /// A queue that can be measured.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use super::workload::Workload;
-use crate::queue::Counters;
+use crate::counters::Counters;
 
 /// Latencies from this on count as this one, in nanoseconds: about 137 s.
 const LONGEST: u64 = 1 << 37;
@@ -250,34 +250,6 @@ pub(super) fn per_second(count: u64, time: Duration) -> f64 {
 #[expect(clippy::cast_precision_loss, reason = "rounding to 53 bits is what is wanted")]
 pub(super) fn to_float(count: u64) -> f64 {
     count as f64
-}
-
-/// What a queue counted since an earlier state of it.
-pub(super) fn since(now: Counters, then: Counters) -> Counters {
-    Counters {
-        commands: now.commands - then.commands,
-        sends: now.sends - then.sends,
-        receives: now.receives - then.receives,
-        empty_receives: now.empty_receives - then.empty_receives,
-        copies: now.copies - then.copies,
-        bytes_copied: now.bytes_copied - then.bytes_copied,
-        bytes_landed: now.bytes_landed - then.bytes_landed,
-        aborts: now.aborts - then.aborts,
-    }
-}
-
-/// Two queues' counts together.
-pub(super) fn sum(a: Counters, b: Counters) -> Counters {
-    Counters {
-        commands: a.commands + b.commands,
-        sends: a.sends + b.sends,
-        receives: a.receives + b.receives,
-        empty_receives: a.empty_receives + b.empty_receives,
-        copies: a.copies + b.copies,
-        bytes_copied: a.bytes_copied + b.bytes_copied,
-        bytes_landed: a.bytes_landed + b.bytes_landed,
-        aborts: a.aborts + b.aborts,
-    }
 }
 
 #[cfg(test)]

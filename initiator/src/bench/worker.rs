@@ -17,11 +17,11 @@ use nix::sys::time::TimeSpec;
 
 use super::engine::{Control, Lane, Shared};
 use super::pattern::Pattern;
-use super::stats::{Phase, Tally, since, sum};
+use super::stats::{Phase, Tally};
 use super::verify::{Expected, Stamp, check};
 use super::workload::{Limit, Share, Workload};
 use super::{BenchError, BenchQueue};
-use crate::queue::Counters;
+use crate::counters::Counters;
 
 /// The longest sleep: so often the thread looks whether it should stop.
 const LONGEST_SLEEP: Duration = Duration::from_millis(10);
@@ -70,7 +70,10 @@ impl Report {
             .into_iter()
             .flatten()
             .reduce(|a, b| a + b);
-        self.counters = [self.counters, other.counters].into_iter().flatten().reduce(sum);
+        self.counters = [self.counters, other.counters]
+            .into_iter()
+            .flatten()
+            .reduce(|a, b| a.plus(&b));
         self.sleeps += other.sleeps;
         self.blocks_verified += other.blocks_verified;
         self.blocks_unchecked += other.blocks_unchecked;
@@ -329,7 +332,7 @@ impl<'a, Q: BenchQueue> Worker<'a, Q> {
             .queue
             .counters()
             .zip(self.counters_before)
-            .map(|(now, then)| since(now, then));
+            .map(|(now, then)| now.since(&then));
         self.report.sleeps = self.sleeps;
         self.report.ended = Some(self.epoch + Duration::from_nanos(self.progress.max(self.first)));
         self.fold();

@@ -19,8 +19,8 @@ use zerocopy::FromBytes;
 
 use super::Message;
 use crate::controller::{AdminReply, ControllerEvent};
+use crate::fabric::FabricQueue;
 use crate::link::LinkState;
-use crate::queue::FabricQueue;
 use crate::sequence::{bytes_of, step_memory};
 
 /// Admin commands that may wait for a free slot. Users wait for each of theirs, so only a swarm of threads gets here.

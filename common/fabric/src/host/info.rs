@@ -62,6 +62,10 @@ pub struct ControllerInfo {
     pub keep_alive_ms: u32,
     /// Bytes of data that an I/O command capsule may carry (IOCCSZ less the entry).
     pub in_capsule: u32,
+    /// Bytes between the entry and the data of an I/O command capsule (ICDOFF).
+    pub in_capsule_offset: u32,
+    /// Descriptors that a command may have (MSDBD): at least 1.
+    pub max_descriptors: u16,
     /// Asynchronous Event Requests that the controller holds at once (AERL + 1).
     pub event_requests: u16,
     /// Abort commands that the controller executes at once (ACL + 1).
@@ -242,6 +246,8 @@ impl ControllerInfo {
             keep_alive_granularity_ms: u32::from(id.kas.get()) * 100,
             keep_alive_ms: 0,
             in_capsule: u32::try_from(in_capsule).unwrap_or(u32::MAX),
+            in_capsule_offset: u32::from(id.icdoff.get()) * 16,
+            max_descriptors: u16::from(id.msdbd).max(1),
             event_requests: u16::from(id.aerl_z) + 1,
             abort_limit: u16::from(id.acl_z) + 1,
             optional_events: id.oaes.get(),

@@ -1,7 +1,7 @@
 //! `homi discover`: what a discovery service knows.
 
 use clap::Args;
-use homi_initiator::{AddressFamily, DiscoveryRecord, SubsystemKind, TransportKind, Uri};
+use homi_initiator::{AddressFamily, DiscoveryRecord, SubsystemKind, Transport, TransportKind, Uri};
 use serde_json::{Value, json};
 
 use crate::arguments;
@@ -12,7 +12,7 @@ use crate::output;
 /// List the subsystems that a discovery service knows
 #[derive(Debug, Args)]
 pub(crate) struct Discover {
-    /// Discovery service, as in nvme+tcp://storage:8009
+    /// Discovery service, as in nvme+tcp://storage:8009 or nvme+rdma://storage
     #[arg(value_parser = arguments::uri)]
     uri: Uri,
     #[command(flatten)]
@@ -65,11 +65,10 @@ impl Discover {
 
 /// The URI that a record leads to, if this program can go there.
 pub(crate) fn uri_of(record: &DiscoveryRecord) -> Option<Uri> {
-    if record.transport != TransportKind::Tcp {
-        return None;
-    }
+    let transport = Transport::of_record(record.transport)?;
     let port = record.service.parse().ok()?;
-    Some(Uri::subsystem(&record.address, port, record.subsystem.clone()))
+    let subsystem = record.subsystem.clone();
+    Some(Uri::subsystem_over(transport, &record.address, port, subsystem))
 }
 
 fn describe(record: &DiscoveryRecord) -> Value {

@@ -35,7 +35,7 @@ impl Identify {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let initiator = self.connection.initiator()?;
         let in_uri = match &self.uri {
-            Uri::Tcp(tcp) => tcp.nsid,
+            Uri::Fabric(fabric) => fabric.nsid,
             _ => {
                 let device = initiator.open(&self.uri)?;
                 return self.local(&device);

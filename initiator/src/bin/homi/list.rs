@@ -86,7 +86,7 @@ impl Listing {
         let controller = initiator.connect(uri)?;
         let info = controller.info();
         let only = match uri {
-            Uri::Tcp(tcp) => tcp.nsid,
+            Uri::Fabric(fabric) => fabric.nsid,
             _ => None,
         };
         let namespaces = match only {
