@@ -363,7 +363,7 @@ impl World {
         let stretches = 1 + ranges
             .windows(2)
             .filter(|pair| match pair {
-                [a, b] => a.key != b.key || a.address.wrapping_add(a.len) != b.address,
+                [a, b] => a.key != b.key || a.address.checked_add(a.len) != Some(b.address),
                 _ => false,
             })
             .count();
@@ -734,7 +734,7 @@ fn joined(ranges: &[Named]) -> Vec<Named> {
             Some(last)
                 if last.key == range.key
                     && last.invalidate == range.invalidate
-                    && last.address.wrapping_add(last.len) == range.address =>
+                    && last.address.checked_add(last.len) == Some(range.address) =>
             {
                 last.len += range.len;
             }
