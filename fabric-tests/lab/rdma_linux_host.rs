@@ -126,7 +126,7 @@ fn discover_identify_connect(lab: &Lab) -> Result<(), Failure> {
         );
     }
     let disk = guest.namespace(NQN, 1)?;
-    guest.sh(&format!(
+    let script = format!(
         "head -c 4M /dev/urandom >a
          for step in '512 256k' '4k 1M' '8k 1M' '12k 1M' '128k 4M' '1M 4M'; do
              read -r size bytes <<<$step
@@ -142,7 +142,8 @@ fn discover_identify_connect(lab: &Lab) -> Result<(), Failure> {
              dd if={disk} of=b bs=$size count=$bytes iflag=count_bytes,direct status=none
              cmp b <(head -c $bytes a)
          done"
-    ))?;
+    );
+    guest.sh_within(Duration::from_secs(150), &script)?;
     guest.sh(&format!("nvme disconnect -d {controller}"))?;
     is_quiet(guest, &target.log())?;
     target.stop()

@@ -191,6 +191,8 @@ pub(crate) struct Core {
     pub(crate) pool: Pool,
     /// The buffers of connections over RDMA.
     pub(crate) arena: Arena,
+    /// Such buffers came back since commands that wait for them were looked at.
+    pub(crate) freed: bool,
     pub(crate) payload: Payload,
     /// Namespaces that were flushed because a host shut its controller down.
     pub(crate) flushed: u64,
@@ -399,6 +401,7 @@ impl Engine {
                 options,
                 pool,
                 arena,
+                freed: false,
                 payload: Payload::default(),
                 flushed: 0,
                 executors: Vec::new(),
@@ -557,6 +560,7 @@ impl Engine {
     /// whether anything was.
     pub(crate) fn run(&mut self) -> bool {
         let mut progress = false;
+        self.core.freed = false;
         loop {
             self.core.run_executors();
             if self.core.finished.is_empty() {
@@ -736,6 +740,13 @@ impl Engine {
     /// Whether executors have commands.
     pub(crate) fn is_executing(&self) -> bool {
         !self.core.busy.is_empty()
+    }
+
+    /// Whether there is something to do at once, though nothing will say so: a command that waits for a buffer may have one, or
+    /// an executor has commands that it executes only when it is run.
+    pub(crate) fn is_pressing(&self) -> bool {
+        let waits = |handle: &usize| matches!(self.core.executors.get(*handle), Some(Some(executor)) if executor.wait_descriptor().is_none());
+        (self.core.freed && !self.core.waiting_for_buffers.is_empty()) || self.core.busy.iter().any(waits)
     }
 
     /// Calls `f` with every busy executor that the shard does not watch yet and that has a descriptor to sleep on.

@@ -364,7 +364,7 @@ impl Shard {
             if self.turn(wait)? {
                 last_event = self.clock.now();
             }
-            if self.stopping.is_some() && self.close_idle() {
+            if self.stopping.is_some() && (self.close_idle() || self.is_overdue()) {
                 return Ok(());
             }
         }
@@ -382,6 +382,9 @@ impl Shard {
             watched,
             ..
         } = self;
+        if engine.is_pressing() {
+            return Wait::Poll;
+        }
         let mut all_watched = true;
         engine.watch_executors(|handle, descriptor| {
             let done = watch(reactor, watched, handle, descriptor);
@@ -709,6 +712,12 @@ impl Shard {
             self.reactor.receive(socket.key, receive);
         }
         self.heard.received = received;
+    }
+
+    /// While stopping: whether not even force has closed everything, because executors do not give back what they have.
+    fn is_overdue(&self) -> bool {
+        self.stopping
+            .is_some_and(|limit| self.clock.now() > limit + LINGER)
     }
 
     /// While stopping: closes connections that have nothing executing, by force when time is up; true when none is left.

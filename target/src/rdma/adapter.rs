@@ -1,6 +1,7 @@
 //! [`Adapter`]: what one shard has of one RDMA device, shared by its connections over that device.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use homi_fabric::rdma::ReceiveBuffer;
 use homi_fabric::time::Instant;
@@ -21,6 +22,9 @@ const STEP: u32 = 256;
 const ALIGNMENT: usize = 4096;
 /// Completions that may wait beyond two for each receive: for the send queues.
 const SENDS_PER_RECEIVE: u32 = 2;
+
+/// How long a device is kept after its last connection: hosts connect again, and its memory is registered.
+const KEEP: Duration = Duration::from_secs(5);
 
 /// How an adapter is set up.
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +63,10 @@ pub(super) struct Adapter {
     pub(super) users: usize,
     /// Since when it has none.
     pub(super) idle_since: Option<Instant>,
+    /// Its device is gone, or of no use any more.
+    pub(super) is_lost: bool,
+    /// Its completion queue cannot be polled.
+    pub(super) is_broken: bool,
     pub(super) watched: Option<SocketKey>,
     /// The completion queue says when a completion comes.
     pub(super) armed: bool,
@@ -113,6 +121,8 @@ impl Adapter {
             promised: 0,
             users: 0,
             idle_since: None,
+            is_lost: false,
+            is_broken: false,
             watched: None,
             armed: false,
             options,
@@ -120,6 +130,12 @@ impl Adapter {
             pd,
             device,
         })
+    }
+
+    /// When it is to be closed; `None` as long as it is used.
+    pub(super) fn kept_until(&self) -> Option<Instant> {
+        let keep = if self.is_lost { Duration::ZERO } else { KEEP };
+        self.idle_since.map(|since| since + keep)
     }
 
     /// Pieces of memory of a receive.

@@ -13,21 +13,17 @@ use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use homi_fabric::rdma::cm::{Granted, QueueLimits, Refusal};
-use homi_fabric::rdma::{ControllerParams, Operation, Span, Work, WorkId};
+use homi_fabric::rdma::WorkId;
+use homi_fabric::rdma::cm::{QueueLimits, Refusal};
 use homi_fabric::time::Instant;
 use homi_reactor::Reactor;
 use homi_spec::fabrics::ADMIN_SQSIZE_MIN;
-use homi_verbs::{
-    CmEventKind, Completion, Completions, ConnectOptions, ConnectRequest, Device, IdKey, Piece, PostError,
-    Qp, QpOptions, Refused, Remote, SendBatch, Signal, VerbsError,
-};
-use zerocopy::IntoBytes;
+use homi_verbs::{CmEventKind, Completion, Completions, ConnectRequest, Device, IdKey, Qp, VerbsError};
 
+use super::accept::{make, refuse};
 use super::adapter::{Adapter, AdapterOptions, close};
-use super::registry::Registry;
+use super::post::push;
 use super::{Arrival, Letter};
-use crate::arena::Arena;
 use crate::clock::Clock;
 use crate::config::{Config, Transport};
 use crate::engine::Engine;
@@ -39,8 +35,6 @@ use crate::slab::Key;
 const BATCH: usize = 64;
 /// Completions taken in one turn, so that everything else has its turn too.
 const PER_TURN: usize = 512;
-/// The longest send queue. Beyond it responses wait for others to be sent.
-const MOST_SENDS: u32 = 1024;
 /// RDMA READs in flight of one connection.
 const READ_DEPTH: u8 = 16;
 /// How long what was posted last may take to be sent before a connection is ended.
@@ -48,8 +42,6 @@ const LINGER: Duration = Duration::from_millis(100);
 /// How long a queue pair is in the error state, at least and at most, before it is destroyed.
 const DRAIN: Duration = Duration::from_millis(20);
 const DRAIN_AT_MOST: Duration = Duration::from_secs(1);
-/// How long a device is kept after its last connection: hosts connect again, and its memory is registered.
-const KEEP: Duration = Duration::from_secs(5);
 
 /// Where a connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -242,7 +234,7 @@ impl Driver {
         let known = |adapter: &Option<Adapter>| {
             adapter
                 .as_ref()
-                .is_some_and(|adapter| request.is_on(&adapter.device))
+                .is_some_and(|adapter| !adapter.is_lost && request.is_on(&adapter.device))
         };
         if let Some(index) = self.adapters.iter().position(known) {
             return Ok(index);
@@ -284,7 +276,13 @@ impl Driver {
             CmEventKind::ConnectError { status } | CmEventKind::Rejected { reason: status, .. } => {
                 format!("the host did not finish connecting (status {status})")
             }
-            CmEventKind::DeviceRemoval => "the RDMA device was removed".to_owned(),
+            CmEventKind::DeviceRemoval => {
+                let index = self.find(session).map(|connection| connection.adapter);
+                if let Some(adapter) = index.and_then(|index| self.adapters.get_mut(index)?.as_mut()) {
+                    adapter.is_lost = true;
+                }
+                "the RDMA device was removed".to_owned()
+            }
             CmEventKind::AddressChange => "the address moved to another device".to_owned(),
             _ => return,
         };
@@ -316,6 +314,9 @@ impl Driver {
             let Some(adapter) = self.adapters.get_mut(index).and_then(Option::as_mut) else {
                 return taken;
             };
+            if adapter.is_broken {
+                return taken;
+            }
             match adapter.cq.poll(&mut self.batch) {
                 Ok(0) => {
                     for number in adapter.stale.drain(..) {
@@ -359,6 +360,9 @@ impl Driver {
     /// A completion queue is broken: so is everything on it.
     #[cold]
     fn lose_adapter(&mut self, index: usize, error: &VerbsError, engine: &mut Engine, now: Instant) {
+        if let Some(adapter) = self.adapters.get_mut(index).and_then(Option::as_mut) {
+            (adapter.is_lost, adapter.is_broken) = (true, true);
+        }
         let all = self.connections.iter().flatten();
         let sessions: Vec<Key> = all
             .filter(|connection| connection.adapter == index && !connection.is_ending())
@@ -488,8 +492,8 @@ impl Driver {
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let timer = self.timers.peek().map(|Reverse((due, _))| *due);
         let adapters = self.adapters.iter().flatten();
-        let idle = adapters.filter_map(|adapter| adapter.idle_since).min();
-        match (timer, idle.map(|since| since + KEEP)) {
+        let idle = adapters.filter_map(Adapter::kept_until).min();
+        match (timer, idle) {
             (Some(one), Some(other)) => Some(one.min(other)),
             (one, other) => one.or(other),
         }
@@ -583,12 +587,8 @@ impl Driver {
     /// Closes devices that no connection has used for a while.
     fn close_adapters(&mut self, reactor: &mut Reactor, now: Instant) {
         for place in &mut self.adapters {
-            let over = |adapter: &Adapter| {
-                adapter
-                    .idle_since
-                    .is_some_and(|since| now.saturating_since(since) >= KEEP)
-            };
-            if !place.as_ref().is_some_and(over) {
+            let until = place.as_ref().and_then(Adapter::kept_until);
+            if until.is_none_or(|until| until > now) {
                 continue;
             }
             if let Some(adapter) = place.take() {
@@ -665,73 +665,6 @@ fn free_list<'a>(adapter: &'a mut Adapter, connection: &'a mut Connection) -> &'
         &mut adapter.free
     } else {
         &mut connection.free
-    }
-}
-
-/// Makes a queue pair and accepts the connection on it.
-fn make(
-    adapter: &mut Adapter,
-    request: ConnectRequest,
-    granted: &Granted,
-    in_capsule: u32,
-) -> Result<(Qp, ControllerParams, Vec<u32>), String> {
-    let limits = adapter.device.limits();
-    let entries = u32::from(granted.entries);
-    let sends = (2 * entries).min(MOST_SENDS).min(limits.work_requests);
-    let params = ControllerParams {
-        max_in_capsule: in_capsule,
-        max_descriptors: 1,
-        max_depth: granted.entries,
-        send_queue: u16::try_from(sends).unwrap_or(u16::MAX),
-        read_depth: granted.read_depth,
-        // Buffers are in one piece.
-        max_pieces: 2,
-        max_read_pieces: 1,
-        invalidate: limits.invalidate,
-    };
-    let options = QpOptions {
-        sends,
-        send_pieces: 2,
-        inline: 16,
-        receives: entries,
-        receive_pieces: adapter.pieces(),
-    };
-    let made = request.create_qp(&adapter.pd, &adapter.cq, adapter.shared.as_ref(), &options);
-    let mut accepting = match made {
-        Ok(accepting) => accepting,
-        Err(Refused { object, error }) => return refuse(object, &Refusal::Resources, &error),
-    };
-    let mut free = Vec::new();
-    if adapter.shared.is_some() {
-        adapter.post_shared();
-    } else {
-        let at = adapter.free.len().saturating_sub(entries as usize);
-        free = adapter.free.split_off(at);
-        adapter.post_own(accepting.receives(), &mut free);
-    }
-    let private_data = granted.to_private_data();
-    let accepted = accepting.accept(&ConnectOptions {
-        private_data: private_data.as_bytes(),
-        responder_resources: 0,
-        initiator_depth: granted.read_depth,
-        ..ConnectOptions::default()
-    });
-    match accepted {
-        Ok(qp) => Ok((qp, params, free)),
-        // The peer has given up. Its queue pair goes with it.
-        Err(Refused { error, .. }) => Err(error.to_string()),
-    }
-}
-
-/// Tells the host why it cannot connect.
-fn refuse<T>(
-    request: ConnectRequest,
-    refusal: &Refusal,
-    reason: &dyn std::fmt::Display,
-) -> Result<T, String> {
-    match request.reject(refusal.to_private_data().as_bytes()) {
-        Ok(()) => Err(reason.to_string()),
-        Err(error) => Err(format!("{reason} (the host is not told: {error})")),
     }
 }
 
@@ -821,9 +754,13 @@ fn fail(session: Key, reason: String, engine: &mut Engine, now: Instant) {
 }
 
 fn arm(adapter: &mut Adapter, reactor: &mut Reactor, token: u64) -> bool {
+    if adapter.is_broken {
+        // Nothing will come of it.
+        return true;
+    }
     if !adapter.armed {
         if let Err(error) = adapter.cq.arm() {
-            tracing::warn!("cannot sleep until a completion comes: {error}");
+            tracing::warn!("cannot sleep until a completion comes, polling instead: {error}");
             return false;
         }
         adapter.armed = true;
@@ -845,53 +782,4 @@ fn arm(adapter: &mut Adapter, reactor: &mut Reactor, token: u64) -> bool {
     };
     reactor.watch(watched);
     true
-}
-
-/// Puts one work request into the list.
-#[inline]
-fn push(
-    batch: &mut SendBatch<'_>,
-    work: &Work<'_>,
-    registry: &mut Registry,
-    arena: &Arena,
-) -> Result<(), String> {
-    let signal = if work.signaled {
-        Signal::Completion
-    } else {
-        Signal::Silent
-    };
-    let token = u64::from(work.id.0);
-    let pushed: Result<(), PostError> = match &work.operation {
-        Operation::Send(capsule) => batch.send_inline(capsule.entry, capsule.invalidate, signal, token),
-        Operation::Write { remote, local } => {
-            let pieces = pieces(local, registry, arena).map_err(|error| error.to_string())?;
-            let remote = Remote {
-                address: remote.address,
-                key: remote.key,
-            };
-            batch.write(pieces.into_iter().flatten(), remote, signal, token)
-        }
-        Operation::Read { remote, local } => {
-            let pieces = pieces(local, registry, arena).map_err(|error| error.to_string())?;
-            let remote = Remote {
-                address: remote.address,
-                key: remote.key,
-            };
-            batch.read(pieces.into_iter().flatten(), remote, signal, token)
-        }
-    };
-    pushed.map_err(|error| error.to_string())
-}
-
-#[inline]
-fn pieces(
-    local: &Span<'_>,
-    registry: &mut Registry,
-    arena: &Arena,
-) -> Result<[Option<Piece>; 2], VerbsError> {
-    let mut pieces = [None, None];
-    for (place, span) in pieces.iter_mut().zip(local.pieces()) {
-        *place = Some(registry.piece(&span, arena)?);
-    }
-    Ok(pieces)
 }

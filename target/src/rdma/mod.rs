@@ -9,9 +9,11 @@
 //! What a connection means is the session's matter and its state machine's ([`homi_fabric::rdma`]); here is who posts what they want,
 //! and tells them what was done.
 
+mod accept;
 mod adapter;
 mod driver;
 mod listen;
+mod post;
 mod registry;
 
 use std::net::IpAddr;

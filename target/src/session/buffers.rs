@@ -113,6 +113,7 @@ impl Session {
         if let Some(size) = core.arena.put(data) {
             let counted = size.min(self.lent);
             self.lent -= counted;
+            core.freed = true;
             core.settle(Memory::Registered, counted);
         }
     }
