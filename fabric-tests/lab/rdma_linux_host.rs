@@ -56,6 +56,26 @@ pub const TESTS: &[Test] = &[
         ..TEST
     },
     Test {
+        name: "scarce_memory_delays_and_what_cannot_be_promised_is_refused",
+        kernels: Kernels::Default,
+        feature: "back-pressure, refusal of queues beyond what was set aside",
+        run: scarce_memory,
+        ..TEST
+    },
+    Test {
+        name: "idle_and_connected_costs_nothing",
+        kernels: Kernels::Default,
+        feature: "an idle target sleeps",
+        run: idle,
+        ..TEST
+    },
+    Test {
+        name: "the_device_is_removed",
+        feature: "removal of the device under I/O; others go on",
+        run: removal,
+        ..TEST
+    },
+    Test {
         name: "ipv6_and_two_transports",
         feature: "IPv6, one subsystem over TCP and RDMA at once, discovery and referrals of both",
         run: ipv6_and_two_transports,
@@ -152,16 +172,31 @@ fn discover_identify_connect(lab: &Lab) -> Result<(), Failure> {
 fn sizes_and_depths(lab: &Lab) -> Result<(), Failure> {
     let guest = soft_roce(lab)?;
     let target = guest.target(&config(&listener("rdma", "10.77.0.1:4420"), ""))?;
-    guest.connect_over("rdma", "10.77.0.1", 4420, NQN, "--nr-io-queues=4 --queue-size=128")?;
+    guest.connect_over(
+        "rdma",
+        "10.77.0.1",
+        4420,
+        NQN,
+        "--nr-io-queues=4 --queue-size=128",
+    )?;
     let disk = guest.namespace(NQN, 1)?;
     let jobs = [
         ("single", 1, "psync", "randwrite", "512/30:4k/40:64k/30", 0, 1),
         ("deep", 128, "libaio", "randrw", "512/20:4k/50:8k/10:16k/20", 8, 4),
         // Around the boundary of capsules, and large ones.
-        ("edges", 8, "libaio", "write", "7680/25:8k/25:8704/25:1m/25", 24, 8),
+        (
+            "edges",
+            8,
+            "libaio",
+            "write",
+            "7680/25:8k/25:8704/25:1m/25",
+            24,
+            8,
+        ),
         ("stream", 32, "libaio", "rw", "128k/50:1m/50", 48, 16),
     ];
-    let mut script = "fio --direct=1 --verify=crc32c --verify_fatal=1 --output-format=terse --output=report".to_owned();
+    let mut script =
+        "fio --direct=1 --verify=crc32c --verify_fatal=1 --output-format=terse --output=report".to_owned();
     for (name, depth, engine, pattern, sizes, offset, size) in jobs {
         script += &format!(
             " --name={name} --filename={disk} --ioengine={engine} --iodepth={depth} --rw={pattern} --bssplit={sizes} \
@@ -277,5 +312,128 @@ fn ipv6_and_two_transports(lab: &Lab) -> Result<(), Failure> {
     target.reload(&config(&listeners.concat(), referral))?;
     guest.sh("nvme discover -t rdma -a fd77::1 -s 4420")?;
     is_quiet(guest, &target.log())?;
+    target.stop()
+}
+
+/// Buffers for one large command at a time delay everything and break nothing; receives that are not there are refused, in words.
+fn scarce_memory(lab: &Lab) -> Result<(), Failure> {
+    let guest = soft_roce(lab)?;
+    let scarce = "[node]\nshards = 1\nbuffers = \"1M\"\n[rdma]\nreceives = 200\nin_capsule = 0\n";
+    let target = guest.target(&config(&listener("rdma", "10.77.0.1:4420"), scarce))?;
+    guest.connect_over(
+        "rdma",
+        "10.77.0.1",
+        4420,
+        NQN,
+        "--nr-io-queues=1 --queue-size=128",
+    )?;
+    let disk = guest.namespace(NQN, 1)?;
+    guest.sh_within(
+        Duration::from_secs(120),
+        &format!(
+            "fio --direct=1 --verify=crc32c --verify_fatal=1 --output-format=terse --output=report --ioengine=libaio \
+             --name=large --filename={disk} --iodepth=16 --rw=write --bs=1m --size=16M \
+             --name=small --filename={disk} --iodepth=64 --rw=randrw --bssplit=4k/50:64k/50 --offset=32M --size=4M"
+        ),
+    )?;
+    // 32 and 128 of 200 are taken: another host's admin queue still fits, its I/O queue does not.
+    let refused = guest.sh_fails(&format!(
+        "nvme connect -t rdma -a 10.77.0.1 -s 4420 -n {NQN} --nr-io-queues=1 --queue-size=128 \
+         --hostnqn=nqn.2014-08.org.nvmexpress:uuid:11111111-2222-4333-8444-555555555555 \
+         --hostid=11111111-2222-4333-8444-555555555555"
+    ))?;
+    lab.note(refused.stderr.trim());
+    ensure!(
+        target.log().contains("rdma.receives"),
+        "the target does not say what it lacks: {}",
+        target.log()
+    );
+    // Whoever is connected did not notice.
+    guest.sh(&format!(
+        "dd if={disk} of=/dev/null bs=1M count=4 iflag=direct status=none; nvme disconnect -n {NQN}"
+    ))?;
+    // What was promised is there again.
+    guest.connect_over(
+        "rdma",
+        "10.77.0.1",
+        4420,
+        NQN,
+        "--nr-io-queues=1 --queue-size=128",
+    )?;
+    guest.sh("nvme disconnect-all")?;
+    target.stop()
+}
+
+fn idle(lab: &Lab) -> Result<(), Failure> {
+    let guest = soft_roce(lab)?;
+    let target = guest.target(&config(&listener("rdma", "10.77.0.1:4420"), ""))?;
+    guest.connect_over("rdma", "10.77.0.1", 4420, NQN, "--nr-io-queues=2")?;
+    guest.namespace(NQN, 1)?;
+    let ticks = guest
+        .sh_within(
+            Duration::from_secs(60),
+            "sleep 3
+             target=$(pgrep -x homi-target)
+             busy() { read -r -a all </proc/$target/stat; echo $((all[13] + all[14])); }
+             before=$(busy); sleep 12; echo $(($(busy) - before))",
+        )?
+        .stdout;
+    // Of 1200; keep-alives and what the emulation of time costs are among them.
+    let ticks: u32 = ticks
+        .trim()
+        .parse()
+        .map_err(|_| Failure::new(format!("no number of ticks: {ticks}")))?;
+    lab.note(&format!("{ticks} of 1200 ticks of processor time while idle"));
+    ensure!(ticks < 12, "the idle target used {ticks} of 1200 ticks");
+    guest.sh("nvme disconnect-all")?;
+    is_quiet(guest, &target.log())?;
+    target.stop()
+}
+
+fn removal(lab: &Lab) -> Result<(), Failure> {
+    let guest = soft_roce(lab)?;
+    let listeners = [
+        listener("rdma", "10.77.0.1:4420"),
+        listener("tcp", "127.0.0.1:4420"),
+    ];
+    let target = guest.target(&config(&listeners.concat(), ""))?;
+    guest.connect_over(
+        "rdma",
+        "10.77.0.1",
+        4420,
+        NQN,
+        "--nr-io-queues=2 --ctrl-loss-tmo=1 --reconnect-delay=1",
+    )?;
+    let disk = guest.namespace(NQN, 1)?;
+    guest.sh_within(
+        Duration::from_secs(120),
+        &format!(
+            "dd if=/dev/zero of={disk} bs=64k count=100000 oflag=direct status=none 2>/dev/null & writer=$!
+             sleep 2
+             timeout 60 rdma link delete rxe0
+             wait $writer || true
+             until_true 60 bash -c '[ ! -e /sys/class/infiniband/rxe0 ]'
+             nvme disconnect-all
+             until_true 60 bash -c \"! grep -qs {NQN} /sys/class/nvme/nvme*/subsysnqn\""
+        ),
+    )?;
+    let log = target.log();
+    ensure!(
+        log.matches("its RDMA device was removed").count() == 1 && !log.contains("panicked"),
+        "the target says: {log}"
+    );
+    // Over TCP it goes on, and over RDMA as soon as there is a device again.
+    guest.connect_over("tcp", "127.0.0.1", 4420, NQN, "")?;
+    guest.sh(&format!(
+        "disk=$(namespace {NQN} 1); dd if=$disk of=/dev/null bs=1M count=4 iflag=direct status=none; nvme disconnect-all
+         rdma link add rxe0 type rxe netdev roce0
+         until_true 40 grep -q ACTIVE /sys/class/infiniband/rxe0/ports/1/state
+         until_true 40 grep -qi 0a4d:0001 /sys/class/infiniband/rxe0/ports/1/gids/*"
+    ))?;
+    target.reload(&config(&listeners.concat(), ""))?;
+    guest.connect_over("rdma", "10.77.0.1", 4420, NQN, "--nr-io-queues=2")?;
+    guest.sh(&format!(
+        "disk=$(namespace {NQN} 1); dd if=$disk of=/dev/null bs=1M count=4 iflag=direct status=none; nvme disconnect-all"
+    ))?;
     target.stop()
 }

@@ -591,9 +591,16 @@ mod tests {
             [node]
             shards = 2
             buffers = "128M"
+            [rdma]
+            in_capsule = "16K"
+            receives = 4096
             [[listener]]
             address = "127.0.0.1:4420"
+            [[listener]]
+            transport = "rdma"
+            address = "127.0.0.1:4420"
             [[discovery.referral]]
+            transport = "rdma"
             address = "[::1]:8009"
             [[subsystem]]
             nqn = "nqn.2026-01.org.example:data"
@@ -611,6 +618,13 @@ mod tests {
         .unwrap();
         assert_eq!(config.subsystem[0].namespace[0].ram, Some(Size(64 << 20)));
         assert_eq!(config.node.buffers.to_string(), "128 MiB");
+        assert_eq!(config.rdma.in_capsule, Size(16 << 10));
+        let places: Vec<String> = config
+            .listener
+            .iter()
+            .map(|one| one.place().to_string())
+            .collect();
+        assert_eq!(places, ["tcp://127.0.0.1:4420", "rdma://127.0.0.1:4420"]);
     }
 
     #[test]
@@ -625,6 +639,22 @@ mod tests {
             (
                 "[[listener]]\naddress = \"localhost\"".to_owned(),
                 "socket address",
+            ),
+            (
+                "[[listener]]\ntransport = \"fc\"\naddress = \"127.0.0.1:4420\"".to_owned(),
+                "unknown variant `fc`",
+            ),
+            (
+                "[[listener]]\ntransport = \"rdma\"\naddress = \"[::1]:4420\"\n".repeat(2),
+                "two listeners have the address rdma://[::1]:4420",
+            ),
+            (
+                "[rdma]\nreceives = 1".to_owned(),
+                "rdma.receives must be 64 to 32768",
+            ),
+            (
+                "[rdma]\nin_capsule = \"1K\"".to_owned(),
+                "rdma.in_capsule must be 0, or 4K",
             ),
             ("[[subsystem]]\nnqn = \"disk\"".to_owned(), "NQN"),
             (format!("{subsystem}{subsystem}"), "two subsystems"),
@@ -647,6 +677,25 @@ mod tests {
         ] {
             let error = parse(&text).unwrap_err();
             assert!(error.contains(expected), "{text}\n-> {error}");
+        }
+    }
+
+    #[test]
+    fn places_are_written_with_or_without_a_transport() {
+        for (text, written) in [
+            ("127.0.0.1:1", "tcp://127.0.0.1:1"),
+            ("tcp://127.0.0.1:1", "tcp://127.0.0.1:1"),
+            ("rdma://[fd77::1]:4420", "rdma://[fd77::1]:4420"),
+        ] {
+            assert_eq!(text.parse::<Place>().unwrap().to_string(), written);
+        }
+        for (text, expected) in [
+            ("fc://127.0.0.1:1", "use tcp or rdma"),
+            ("rdma://127.0.0.1", "write IP:PORT"),
+            ("node7", "write IP:PORT"),
+        ] {
+            let error = text.parse::<Place>().unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
         }
     }
 }

@@ -195,6 +195,15 @@ fn what_is_wrong_is_said_in_one_sentence() {
             &["serve", "--file", "/dev/null", "--listen", "127.0.0.1:0"],
             "only regular files and block devices",
         ),
+        (
+            &["serve", "--ram", "1M", "--listen", "fc://127.0.0.1:4420"],
+            "use tcp or rdma",
+        ),
+        // No RDMA device has such an address, wherever this runs.
+        (
+            &["serve", "--ram", "1M", "--listen", "rdma://127.255.3.1:4420"],
+            "cannot listen on rdma://127.255.3.1:4420: ",
+        ),
         (&["serve", "--config", absent], "cannot read"),
         (&["check", "--config", odd], "wrong"),
         (&["explode"], "explode"),

@@ -2,8 +2,8 @@
 
 use super::*;
 use homi_spec::log::{
-    CommandEffectsLog, DiscoveryEntry, DiscoveryHeader, ErrorLogEntry, FirmwareSlotLog, SmartLog,
-    SubsystemType, SupportedLogPages, TransportType, effects,
+    self, CommandEffectsLog, DiscoveryEntry, DiscoveryHeader, ErrorLogEntry, FirmwareSlotLog, RdmaCms,
+    RdmaQpType, SmartLog, SubsystemType, SupportedLogPages, TransportType, effects,
 };
 use zerocopy::FromBytes;
 
@@ -331,6 +331,53 @@ fn a_port_for_ipv4_alone_is_not_shown_at_an_ipv6_address() {
         .reached_at(admin.id, "::ffff:192.0.2.9".parse().unwrap());
     let (_, entries) = discovered(&mut bench, admin);
     assert_eq!(summary(&entries[0]), expect("192.0.2.9", "4420", 1, &nqn("a")));
+}
+
+#[test]
+fn ports_of_both_transports_are_in_one_log() {
+    let rdma = |address, service, provider| TransportAddress {
+        transport: TransportKind::Rdma(provider),
+        ..tcp(address, service)
+    };
+    let mut config = standard();
+    config.subsystems[1].exposure = Exposure::Everywhere;
+    config.ports[0].address = rdma("::", 4420, RdmaProvider::Unspecified);
+    config.ports[1].address = tcp("::", 4421);
+    config.referrals = vec![ReferralConfig::new(rdma(
+        "198.51.100.7",
+        4420,
+        RdmaProvider::RoceV2,
+    ))];
+    let mut bench = Bench::new(config);
+    let admin = discovery(&mut bench, 2);
+    bench.node.reached_at(admin.id, "2001:db8::1".parse().unwrap());
+    let (_, entries) = discovered(&mut bench, admin);
+    let summaries: Vec<_> = entries.iter().map(summary).collect();
+    let expected = [
+        expect("2001:db8::1", "4420", 1, &nqn("b")),
+        expect("2001:db8::1", "4421", 2, &nqn("b")),
+        expect("198.51.100.7", "4420", 0, &Nqn::discovery()),
+    ];
+    assert_eq!(summaries, expected);
+    let kinds = entries.iter().map(|entry| entry.trtype);
+    assert_eq!(
+        kinds.collect::<Vec<_>>(),
+        [TransportType::RDMA, TransportType::TCP, TransportType::RDMA]
+    );
+    let providers = [&entries[0], &entries[2]].map(|entry| {
+        let tsas = entry.rdma();
+        assert_eq!(
+            (tsas.qp_type, tsas.cms, tsas.pkey),
+            (RdmaQpType::CONNECTED, RdmaCms::RDMA_CM, 0)
+        );
+        tsas.provider
+    });
+    assert_eq!(providers, [log::RdmaProvider::NONE, log::RdmaProvider::ROCE_V2]);
+    // What listens at `::` takes IPv4 over TCP, but not over RDMA.
+    bench.node.reached_at(admin.id, "192.0.2.9".parse().unwrap());
+    let (_, entries) = discovered(&mut bench, admin);
+    assert_eq!(summary(&entries[0]), expect("192.0.2.9", "4421", 2, &nqn("b")));
+    assert_eq!(entries.len(), 2);
 }
 
 #[test]
