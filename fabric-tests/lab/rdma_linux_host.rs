@@ -378,13 +378,14 @@ fn idle(lab: &Lab) -> Result<(), Failure> {
              before=$(busy); sleep 12; echo $(($(busy) - before))",
         )?
         .stdout;
-    // Of 1200; keep-alives and what the emulation of time costs are among them.
+    // Of 1200. Keep-alives are among them, and whatever the machine does beside: an emulated processor that waits for a real one counts as
+    // busy. One that polls would show as 1200.
     let ticks: u32 = ticks
         .trim()
         .parse()
         .map_err(|_| Failure::new(format!("no number of ticks: {ticks}")))?;
     lab.note(&format!("{ticks} of 1200 ticks of processor time while idle"));
-    ensure!(ticks < 12, "the idle target used {ticks} of 1200 ticks");
+    ensure!(ticks < 60, "the idle target used {ticks} of 1200 ticks");
     guest.sh("nvme disconnect-all")?;
     is_quiet(guest, &target.log())?;
     target.stop()

@@ -59,6 +59,9 @@ pub(super) struct Adapter {
     pub(super) free: Vec<u32>,
     slots: Vec<Slot>,
     pub(super) promised: u32,
+    /// Connections that have ended. Some devices lose the receive that a queue pair was filling when it ended (rxe does), so for
+    /// each there is one more.
+    ended: u32,
     /// Sessions that use it, also those whose queue pair is gone.
     pub(super) users: usize,
     /// Since when it has none.
@@ -119,6 +122,7 @@ impl Adapter {
             free: Vec::new(),
             slots: Vec::new(),
             promised: 0,
+            ended: 0,
             users: 0,
             idle_since: None,
             is_lost: false,
@@ -130,6 +134,11 @@ impl Adapter {
             pd,
             device,
         })
+    }
+
+    /// Whether it may have more connections.
+    pub(super) fn is_usable(&self) -> bool {
+        !self.is_lost && !self.is_worn()
     }
 
     /// When it is to be closed; `None` as long as it is used.
@@ -146,14 +155,26 @@ impl Adapter {
     /// Promises receives to a queue and sees to it that their memory is there; false if there are not so many.
     pub(super) fn promise(&mut self, entries: u32) -> Result<bool, VerbsError> {
         let promised = self.promised.saturating_add(entries);
-        if promised > self.options.receives {
+        let needed = promised.saturating_add(self.ended);
+        if needed > self.options.receives {
             return Ok(false);
         }
-        while self.slots.len() < promised as usize {
+        while self.slots.len() < needed as usize {
             self.grow()?;
         }
         self.promised = promised;
         Ok(true)
+    }
+
+    /// Takes a promise back: its connection has ended.
+    pub(super) fn release(&mut self, entries: u32) {
+        self.promised = self.promised.saturating_sub(entries);
+        self.ended = self.ended.saturating_add(1);
+    }
+
+    /// Whether so many receives may be lost that it should get no more connections: another one takes its place.
+    fn is_worn(&self) -> bool {
+        self.shared.is_some() && self.ended > self.options.receives / 8
     }
 
     /// Makes memory for more receives: the commands of all side by side, then their data.

@@ -188,7 +188,7 @@ impl Driver {
             Ok(true) => {}
             Ok(false) => {
                 let text = format!(
-                    "its {entries} receives are more than what is left of {} (rdma.receives)",
+                    "{entries} receives beyond the {} promised to others are more than rdma.receives allows",
                     adapter.promised
                 );
                 return refuse(request, &Refusal::Resources, &text);
@@ -234,7 +234,7 @@ impl Driver {
         let known = |adapter: &Option<Adapter>| {
             adapter
                 .as_ref()
-                .is_some_and(|adapter| !adapter.is_lost && request.is_on(&adapter.device))
+                .is_some_and(|adapter| adapter.is_usable() && request.is_on(&adapter.device))
         };
         if let Some(index) = self.adapters.iter().position(known) {
             return Ok(index);
@@ -546,7 +546,7 @@ impl Driver {
         // Whatever happens to it, the device uses none of its memory after this.
         close(qp, &mut free);
         if let Some(adapter) = self.adapters.get_mut(index).and_then(Option::as_mut) {
-            adapter.promised = adapter.promised.saturating_sub(entries);
+            adapter.release(entries);
             adapter.stale.push(number);
             adapter.free.append(&mut free);
         }
