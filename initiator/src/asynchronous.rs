@@ -22,7 +22,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, Semaphore};
 
-use crate::blocking::check;
+use crate::blocking::{check, take_back};
 use crate::device::{AnyQueue, Device};
 use crate::error::Error;
 use crate::options::QueueOptions;
@@ -233,12 +233,7 @@ impl<Q: Queue + Wait + Send + 'static> AsyncQueue<Q> {
     async fn transfer(&self, what: &str, command: Command, buffer: Buffer) -> Result<Buffer, Error> {
         let (completion, data) = self.execute(command, buffer.into_data()).await?;
         check(what, &completion)?;
-        Buffer::try_from_data(data).map_err(|_| {
-            Error::io(
-                "the executor did not give the buffer back",
-                io::Error::from(io::ErrorKind::Other),
-            )
-        })
+        take_back(&mut self.handle.shared.state().queue, data)
     }
 }
 
@@ -393,6 +388,10 @@ async fn drive<Q: Queue + Wait + Send + 'static>(
                 return;
             }
             let count = state.turn();
+            if count == 0 && descriptor.is_some() {
+                // Asked for before each sleep, though it is always the same: see `Wait`.
+                let _ = state.queue.wait_descriptor();
+            }
             (count, state.in_flight, state.queue.waits_for_room())
         };
         if count > 0 {

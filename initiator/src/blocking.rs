@@ -3,7 +3,6 @@
 //! A wait polls for a moment, since an answer from nearby is there sooner than a sleeping thread could be woken, and then
 //! sleeps in the kernel until the queue's descriptor is readable.
 
-use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -83,6 +82,9 @@ pub(crate) fn sleep_on<Q: Wait>(queue: &Q, limit: Duration) {
 }
 
 /// A queue used for one command at a time. Buffers go into an operation and come back from it; nothing is copied.
+///
+/// Over RDMA a buffer's memory is registered for the operation and given up again for the buffer to come back, which costs more than the
+/// operation of a nearby target: [`Blocking::execute`] with [`Data`] of a [`Region`] registers once.
 #[derive(Debug)]
 pub struct Blocking<Q> {
     queue: Q,
@@ -247,13 +249,7 @@ impl<Q: Queue + Wait> Blocking<Q> {
     fn transfer(&mut self, what: &str, command: Command, buffer: Buffer) -> Result<Buffer, Error> {
         let (completion, data) = self.execute(command, buffer.into_data())?;
         check(what, &completion)?;
-        Buffer::try_from_data(data).map_err(|_| {
-            // An executor that keeps a reference to an operation's memory past its completion breaks the queue's contract.
-            Error::io(
-                "the executor did not give the buffer back",
-                io::Error::from(io::ErrorKind::Other),
-            )
-        })
+        take_back(&mut self.queue, data)
     }
 
     fn without_data(&mut self, what: &str, command: Command) -> Result<(), Error> {
@@ -274,6 +270,18 @@ impl<Q: Queue + Wait> Blocking<Q> {
                 "a buffer of {len} bytes is more than the 65536 blocks of one command: split it"
             ))
         })
+    }
+}
+
+/// An operation's memory as a buffer again: the same where the queue gives it up, a copy where it cannot.
+pub(crate) fn take_back(queue: &mut impl Queue, data: Data) -> Result<Buffer, Error> {
+    match queue.take_back(data) {
+        Ok(buffer) => Ok(buffer),
+        Err(data) => {
+            let mut bytes = vec![0; data.len()];
+            data.read(0, &mut bytes)?;
+            Ok(Buffer::from_vec(bytes))
+        }
     }
 }
 

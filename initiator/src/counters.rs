@@ -27,8 +27,8 @@ pub struct Counters {
     pub completions: u64,
     /// Over RDMA: regions that this queue had to register because nobody had; none once all are known.
     pub registrations: u64,
-    /// Over RDMA: times that the queue was asked to wake a sleeping thread.
-    pub sleeps: u64,
+    /// Over RDMA: times that the device was asked to wake a thread that is about to sleep.
+    pub arms: u64,
 }
 
 impl Counters {
@@ -54,7 +54,7 @@ impl Counters {
             doorbells: self.doorbells - then.doorbells,
             completions: self.completions - then.completions,
             registrations: self.registrations - then.registrations,
-            sleeps: self.sleeps - then.sleeps,
+            arms: self.arms - then.arms,
         }
     }
 
@@ -74,7 +74,7 @@ impl Counters {
             doorbells: self.doorbells + other.doorbells,
             completions: self.completions + other.completions,
             registrations: self.registrations + other.registrations,
-            sleeps: self.sleeps + other.sleeps,
+            arms: self.arms + other.arms,
         }
     }
 }

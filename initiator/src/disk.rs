@@ -8,18 +8,22 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 
-use homi_queue::{Buffer, Command, Completed, Data, Queue, Segment, Wait};
+use homi_queue::{Buffer, Command, Completed, Data, Queue, Region, Segment, Wait};
 
-use crate::blocking::{check, wait_for_completions};
+use crate::blocking::{check, take_back, wait_for_completions};
 use crate::device::{AnyQueue, Device};
 use crate::error::Error;
 use crate::initiator::Initiator;
 use crate::options::QueueOptions;
+use crate::slices;
 use crate::uri::Uri;
 
 /// Bytes per command at most: large enough that the cost of a command does not show, small enough that several in
 /// flight keep both directions busy.
 const CHUNK: usize = 256 << 10;
+
+/// Alignment of memory for writes, as drives and direct I/O like it.
+const ALIGNMENT: usize = 4096;
 
 /// Commands in flight unless the caller chooses.
 const DEPTH: u16 = 16;
@@ -36,8 +40,8 @@ pub struct Disk<Q = AnyQueue> {
     completed: Vec<Completed>,
     /// What the command in each slot is for.
     tags: Vec<Option<Tag>>,
-    /// Buffers of `chunk` bytes for writes, kept for the next one.
-    spare: Vec<Buffer>,
+    /// Memory of `chunk` bytes for writes, kept for the next one.
+    spare: Vec<Region>,
 }
 
 /// Where a command's bytes belong: offset on the device, length.
@@ -51,9 +55,9 @@ struct Tag {
 /// A series of commands.
 trait Job {
     /// The next command with its memory, or `None` if there is none at present (or ever).
-    fn next(&mut self, spare: &mut Vec<Buffer>) -> Result<Option<(Command, Data, Tag)>, Error>;
+    fn next(&mut self, spare: &mut Vec<Region>) -> Result<Option<(Command, Data, Tag)>, Error>;
     /// A command succeeded.
-    fn done(&mut self, tag: Tag, data: Data, spare: &mut Vec<Buffer>) -> Result<(), Error>;
+    fn done(&mut self, tag: Tag, data: Data, spare: &mut Vec<Region>) -> Result<(), Error>;
     /// For error messages.
     fn name(&self) -> &'static str;
 }
@@ -224,6 +228,7 @@ impl<Q: Queue + Wait> Disk<Q> {
             at: offset,
             end: self.len,
             tail: Vec::new(),
+            scratch: Vec::new(),
             ended: false,
             left_to_make: usize::from(self.queue.depth()),
         };
@@ -291,12 +296,7 @@ impl<Q: Queue + Wait> Disk<Q> {
         let result = self.run(&mut job);
         let MoveSegment { memory, .. } = job;
         result?;
-        Buffer::try_from_data(Data::One(memory)).map_err(|_| {
-            Error::io(
-                "the executor did not give the buffer back",
-                io::Error::from(io::ErrorKind::Other),
-            )
-        })
+        take_back(&mut self.queue, Data::One(memory))
     }
 
     /// Runs a job until it has no more commands and none is in flight. After a failure nothing new is started, what is in flight
@@ -436,28 +436,18 @@ impl Plan {
     }
 }
 
-/// A buffer of `chunk` bytes with `len` of them as an operation's memory.
-fn take_spare(spare: &mut Vec<Buffer>, chunk: usize) -> Result<Buffer, Error> {
+/// Memory of `chunk` bytes.
+fn take_spare(spare: &mut Vec<Region>, chunk: usize) -> Result<Region, Error> {
     match spare.pop() {
-        Some(buffer) => Ok(buffer),
-        None => Ok(Buffer::allocate(chunk)?),
+        Some(region) => Ok(region),
+        None => Ok(Region::allocate(chunk, ALIGNMENT)?),
     }
 }
 
-/// The first `len` bytes of a buffer as an operation's memory.
-fn front(buffer: Buffer, len: usize) -> Result<Data, Error> {
-    Ok(Data::One(buffer.into_region().segment(0..len)?))
-}
-
-/// Takes a write's buffer back for the next one.
-fn keep_spare(data: Data, spare: &mut Vec<Buffer>) {
+/// Takes a write's memory back for the next one. Whoever else refers to it (a queue that has it registered) does not change it.
+fn keep_spare(data: Data, spare: &mut Vec<Region>) {
     if let Data::One(segment) = data {
-        let region = segment.region().clone();
-        drop(segment);
-        // Otherwise the executor still refers to it, and the next write allocates.
-        if let Ok(buffer) = Buffer::try_from_region(region) {
-            spare.push(buffer);
-        }
+        spare.push(segment.region().clone());
     }
 }
 
@@ -468,14 +458,14 @@ struct ReadSlice<'a> {
 }
 
 impl Job for ReadSlice<'_> {
-    fn next(&mut self, _: &mut Vec<Buffer>) -> Result<Option<(Command, Data, Tag)>, Error> {
+    fn next(&mut self, _: &mut Vec<Region>) -> Result<Option<(Command, Data, Tag)>, Error> {
         Ok(self
             .plan
             .next(false)
             .map(|(command, tag)| (command, Data::Anywhere { len: tag.len }, tag)))
     }
 
-    fn done(&mut self, tag: Tag, data: Data, _: &mut Vec<Buffer>) -> Result<(), Error> {
+    fn done(&mut self, tag: Tag, data: Data, _: &mut Vec<Region>) -> Result<(), Error> {
         // The part of the blocks that was asked for.
         let start = tag.at.max(self.offset);
         let end = (tag.at + tag.len as u64).min(self.offset + self.to.len() as u64);
@@ -498,19 +488,19 @@ struct WriteSlice<'a> {
 }
 
 impl Job for WriteSlice<'_> {
-    fn next(&mut self, spare: &mut Vec<Buffer>) -> Result<Option<(Command, Data, Tag)>, Error> {
+    fn next(&mut self, spare: &mut Vec<Region>) -> Result<Option<(Command, Data, Tag)>, Error> {
         let Some((command, tag)) = self.plan.next(true) else {
             return Ok(None);
         };
-        let mut buffer = take_spare(spare, self.plan.chunk)?;
+        let region = take_spare(spare, self.plan.chunk)?;
         let at = split(tag.at - self.offset);
-        if let (Some(to), Some(from)) = (buffer.get_mut(..tag.len), self.from.get(at..at + tag.len)) {
-            to.copy_from_slice(from);
+        if let Some(from) = self.from.get(at..at + tag.len) {
+            region.write(0, from)?;
         }
-        Ok(Some((command, front(buffer, tag.len)?, tag)))
+        Ok(Some((command, Data::One(region.segment(0..tag.len)?), tag)))
     }
 
-    fn done(&mut self, _: Tag, data: Data, spare: &mut Vec<Buffer>) -> Result<(), Error> {
+    fn done(&mut self, _: Tag, data: Data, spare: &mut Vec<Region>) -> Result<(), Error> {
         keep_spare(data, spare);
         Ok(())
     }
@@ -528,7 +518,7 @@ struct MoveSegment {
 }
 
 impl Job for MoveSegment {
-    fn next(&mut self, _: &mut Vec<Buffer>) -> Result<Option<(Command, Data, Tag)>, Error> {
+    fn next(&mut self, _: &mut Vec<Region>) -> Result<Option<(Command, Data, Tag)>, Error> {
         let Some((command, tag)) = self.plan.next(self.write) else {
             return Ok(None);
         };
@@ -536,7 +526,7 @@ impl Job for MoveSegment {
         Ok(Some((command, Data::One(part), tag)))
     }
 
-    fn done(&mut self, _: Tag, _: Data, _: &mut Vec<Buffer>) -> Result<(), Error> {
+    fn done(&mut self, _: Tag, _: Data, _: &mut Vec<Region>) -> Result<(), Error> {
         Ok(())
     }
 
@@ -548,7 +538,7 @@ impl Job for MoveSegment {
 struct Once(Option<Command>);
 
 impl Job for Once {
-    fn next(&mut self, _: &mut Vec<Buffer>) -> Result<Option<(Command, Data, Tag)>, Error> {
+    fn next(&mut self, _: &mut Vec<Region>) -> Result<Option<(Command, Data, Tag)>, Error> {
         Ok(self.0.take().map(|command| {
             (
                 command,
@@ -562,7 +552,7 @@ impl Job for Once {
         }))
     }
 
-    fn done(&mut self, _: Tag, _: Data, _: &mut Vec<Buffer>) -> Result<(), Error> {
+    fn done(&mut self, _: Tag, _: Data, _: &mut Vec<Region>) -> Result<(), Error> {
         Ok(())
     }
 
@@ -580,35 +570,41 @@ struct CopyIn<'a, R> {
     end: u64,
     /// The bytes after the last whole block.
     tail: Vec<u8>,
+    scratch: Vec<u8>,
     ended: bool,
     left_to_make: usize,
 }
 
 impl<R: Read> Job for CopyIn<'_, R> {
-    fn next(&mut self, spare: &mut Vec<Buffer>) -> Result<Option<(Command, Data, Tag)>, Error> {
+    fn next(&mut self, spare: &mut Vec<Region>) -> Result<Option<(Command, Data, Tag)>, Error> {
         if self.ended {
             return Ok(None);
         }
-        let mut buffer = match spare.pop() {
-            Some(buffer) => buffer,
+        let region = match spare.pop() {
+            Some(region) => region,
             None if self.left_to_make > 0 => {
                 self.left_to_make -= 1;
-                Buffer::allocate(self.chunk)?
+                Region::allocate(self.chunk, ALIGNMENT)?
             }
             None => return Ok(None),
         };
-        let mut filled = 0;
-        while let Some(room) = buffer.get_mut(filled..self.chunk).filter(|room| !room.is_empty()) {
-            match self.from.read(room) {
-                Ok(0) => {
-                    self.ended = true;
-                    break;
+        let (from, ended) = (&mut *self.from, &mut self.ended);
+        let (region, filled) = slices::fill(region, self.chunk, &mut self.scratch, |buffer| {
+            let mut filled = 0;
+            while let Some(room) = buffer.get_mut(filled..).filter(|room| !room.is_empty()) {
+                match from.read(room) {
+                    Ok(0) => {
+                        *ended = true;
+                        break;
+                    }
+                    Ok(count) => filled += count,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(Error::io("reading the source", error)),
                 }
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Error::io("reading the source", error)),
             }
-        }
+            Ok(filled)
+        })?;
+        let filled = filled?;
         if self.at + filled as u64 > self.end {
             return Err(Error::Range(format!(
                 "the source has more than the {} bytes that the device has room for",
@@ -617,11 +613,11 @@ impl<R: Read> Job for CopyIn<'_, R> {
         }
         let whole = filled / self.block * self.block;
         if whole < filled {
-            self.tail
-                .extend_from_slice(buffer.get(whole..filled).unwrap_or(&[]));
+            self.tail.resize(filled - whole, 0);
+            region.read(whole, &mut self.tail)?;
         }
         if whole == 0 {
-            spare.push(buffer);
+            spare.push(region);
             return Ok(None);
         }
         let tag = Tag {
@@ -632,10 +628,10 @@ impl<R: Read> Job for CopyIn<'_, R> {
         let blocks = u32::try_from(whole / self.block).unwrap_or(u32::MAX);
         let command = Command::write(self.nsid, self.at / self.block as u64, blocks);
         self.at += whole as u64;
-        Ok(Some((command, front(buffer, whole)?, tag)))
+        Ok(Some((command, Data::One(region.segment(0..whole)?), tag)))
     }
 
-    fn done(&mut self, _: Tag, data: Data, spare: &mut Vec<Buffer>) -> Result<(), Error> {
+    fn done(&mut self, _: Tag, data: Data, spare: &mut Vec<Region>) -> Result<(), Error> {
         let before = spare.len();
         keep_spare(data, spare);
         if spare.len() == before {
@@ -662,7 +658,7 @@ struct CopyOut<'a, W> {
 }
 
 impl<W: Write> Job for CopyOut<'_, W> {
-    fn next(&mut self, _: &mut Vec<Buffer>) -> Result<Option<(Command, Data, Tag)>, Error> {
+    fn next(&mut self, _: &mut Vec<Region>) -> Result<Option<(Command, Data, Tag)>, Error> {
         if self.plan.sequence - self.written >= self.window {
             return Ok(None);
         }
@@ -672,7 +668,7 @@ impl<W: Write> Job for CopyOut<'_, W> {
             .map(|(command, tag)| (command, Data::Anywhere { len: tag.len }, tag)))
     }
 
-    fn done(&mut self, tag: Tag, data: Data, _: &mut Vec<Buffer>) -> Result<(), Error> {
+    fn done(&mut self, tag: Tag, data: Data, _: &mut Vec<Region>) -> Result<(), Error> {
         let place = split(tag.sequence - self.written);
         if self.arrived.len() <= place {
             self.arrived.resize_with(place + 1, || None);

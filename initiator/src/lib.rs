@@ -41,6 +41,7 @@ pub mod options;
 pub mod queue;
 pub mod rdma;
 pub mod sequence;
+pub mod slices;
 pub mod stream;
 pub mod tcp;
 pub mod uri;

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use homi_fabric::rdma::cm::{Accepted, ConnectRequest, Rejected};
@@ -35,7 +35,9 @@ const DESCRIPTOR: usize = 16;
 /// Pieces of memory of one send: the command, and its data's.
 const PIECES: u16 = 4;
 
-/// Commands that wait for their turn beyond are kept out of the send queue.
+/// Commands in the send queue: some more than are in flight, since only some of them complete visibly, and at most so many; more wait for
+/// their turn.
+const MIN_SENDS: u16 = 64;
 const MAX_SENDS: u16 = 1024;
 
 /// Receives beyond the depth, so that they need not be posted one by one: that many at a time.
@@ -49,13 +51,28 @@ const CONSUMER: i32 = 28;
 #[derive(Debug, Clone)]
 pub(crate) struct Route {
     address: SocketAddr,
-    memories: Arc<Mutex<Vec<Arc<Memory>>>>,
+    memories: Memories,
+}
+
+/// What is registered, by device.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Memories(Arc<Mutex<Vec<Arc<Memory>>>>);
+
+impl Memories {
+    fn all(&self) -> MutexGuard<'_, Vec<Arc<Memory>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A device is gone, and everything on it must be given back.
+    pub(super) fn remove(&self, gone: &Arc<Memory>) {
+        self.all().retain(|memory| !Arc::ptr_eq(memory, gone));
+    }
 }
 
 impl Route {
     /// Registers a region with every device that is in use.
     pub(crate) fn pin(&self, region: &Region) -> Result<Pinned, Error> {
-        let memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
+        let memories = self.memories.all();
         let pins: Result<Vec<_>, VerbsError> = memories.iter().map(|memory| memory.pin(region)).collect();
         pins.map(Pinned).map_err(|error| match error {
             VerbsError::Unsupported(missing) => Error::Unsupported(missing.to_string()),
@@ -68,7 +85,7 @@ impl Route {
 
     /// What is registered with the device of a connection.
     fn memory(&self, outgoing: &Outgoing, device: &Device, windows: bool) -> Result<Arc<Memory>, VerbsError> {
-        let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut memories = self.memories.all();
         if let Some(memory) = memories
             .iter()
             .find(|memory| outgoing.is_on(memory.pd().device()))
@@ -92,7 +109,7 @@ pub(crate) fn connect(
     for address in resolve(peer, port)? {
         let route = Route {
             address,
-            memories: Arc::default(),
+            memories: Memories::default(),
         };
         match connect_again(peer, &route, options, shape) {
             Ok(queue) => return Ok((queue, route)),
@@ -192,6 +209,7 @@ impl Dialing<'_> {
             qp,
             sleeper,
             memory,
+            memories: self.route.memories.clone(),
             responses,
             staging,
             repost: usize::from(SPARE_RECEIVES),
@@ -212,14 +230,17 @@ impl Dialing<'_> {
             receives: u32::from(sizes.receives),
             receive_pieces: 1,
         };
-        match outgoing.create_qp(pd, sleeper.cq(), None, &options) {
+        let cq = sleeper
+            .cq()
+            .ok_or_else(|| self.not_nvme("the completion queue is closed".to_owned()))?;
+        match outgoing.create_qp(pd, cq, None, &options) {
             Ok(connecting) => Ok(connecting),
             // A device that sends nothing inline.
             Err(Refused { object, error }) => {
                 tracing::debug!(%error, "a queue pair with inline sends");
                 options.inline = 0;
                 object
-                    .create_qp(pd, sleeper.cq(), None, &options)
+                    .create_qp(pd, cq, None, &options)
                     .map_err(|_| self.error(error))
             }
         }
@@ -397,7 +418,7 @@ impl Sizes {
         } else {
             descriptors
         };
-        let sends = shape.depth.clamp(2, MAX_SENDS);
+        let sends = shape.depth.clamp(MIN_SENDS, MAX_SENDS);
         let (commands, each) = (u32::from(sends), u32::from(descriptors));
         let work_requests = if windows {
             // Each command binds windows, and each that is answered may have to close them.
@@ -409,7 +430,7 @@ impl Sizes {
             entries: shape.depth.saturating_add(1),
             receives: shape.depth.saturating_add(SPARE_RECEIVES),
             sends,
-            work_requests: work_requests.min(limits.work_requests),
+            work_requests,
             pieces: PIECES.min(u16::try_from(limits.pieces).unwrap_or(PIECES)).max(2),
             descriptors,
             capsule: COMMAND

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use homi_queue::{Region, Segment};
 use homi_verbs::{Access, Capability, Device, MemoryRegion, Pd, Unsupported, VerbsError, Windows};
@@ -101,7 +101,7 @@ impl Memory {
             cache.insert(base, len, memory, true);
         }
         Ok(Pin {
-            memory: Arc::clone(self),
+            memory: Arc::downgrade(self),
             base,
             len,
         })
@@ -139,15 +139,18 @@ impl fmt::Debug for Memory {
 /// A registration that stays until this is dropped.
 #[derive(Debug)]
 pub(super) struct Pin {
-    memory: Arc<Memory>,
+    /// Gone if the device is.
+    memory: Weak<Memory>,
     base: usize,
     len: usize,
 }
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        let any = self.memory.cache().unpin(self.base, self.len);
-        self.memory.forgotten(any);
+        if let Some(memory) = self.memory.upgrade() {
+            let any = memory.cache().unpin(self.base, self.len);
+            memory.forgotten(any);
+        }
     }
 }
 

@@ -23,7 +23,7 @@ use homi_verbs::{
     Signal, VerbsError, WorkStatus,
 };
 
-use super::connect::{RESPONSE, own_memory};
+use super::connect::{Memories, RESPONSE, own_memory};
 use super::memory::{Local, Memory, Pin};
 use super::sleep::{BATCH, Sleeper};
 use super::windows::CommandWindows;
@@ -121,6 +121,7 @@ pub(super) struct Parts {
     pub(super) qp: Qp,
     pub(super) sleeper: Sleeper,
     pub(super) memory: Arc<Memory>,
+    pub(super) memories: Memories,
     pub(super) responses: Responses,
     pub(super) staging: Staging,
     /// Receives that are posted together.
@@ -142,6 +143,17 @@ struct Place {
     memory: RemoteMemory,
 }
 
+/// What is made on the device, all of which has to be given back when it goes.
+struct OnDevice {
+    qp: Qp,
+    local: Local,
+    responses: Responses,
+    staging: Staging,
+    windows: Option<CommandWindows>,
+    /// Registrations of the pool's memory.
+    pins: Vec<Pin>,
+}
+
 /// A queue over a reliable RDMA connection, run by the thread that calls it. In steady state it neither allocates nor copies nor registers,
 /// and polling makes no system call.
 ///
@@ -149,17 +161,16 @@ struct Place {
 pub struct RdmaQueue {
     connection: HostConnection,
     /// Absent once the queue is lost.
-    qp: Option<Qp>,
+    device: Option<OnDevice>,
     sleeper: Sleeper,
-    local: Local,
+    memories: Memories,
+    /// The device is gone.
+    removed: bool,
     /// By slot: registrations that the command uses.
     held: Vec<Vec<MemoryRegion>>,
     /// Of the command that is being submitted.
     places: Vec<Place>,
-    responses: Responses,
-    staging: Staging,
     repost: usize,
-    windows: Option<CommandWindows>,
     /// By slot.
     waiting: Vec<Option<Waiting>>,
     /// Slots whose windows are to be closed.
@@ -167,8 +178,6 @@ pub struct RdmaQueue {
     /// Memory of commands that were refused before they could be described.
     parked: Vec<(CommandId, Data)>,
     pool: Pool,
-    /// Registrations of the pool's memory.
-    pins: Vec<Pin>,
     watches: Watches,
     busy: Instant,
     /// When the connection manager was asked, or something completed.
@@ -189,6 +198,7 @@ impl RdmaQueue {
             qp,
             sleeper,
             memory,
+            memories,
             responses,
             staging,
             repost,
@@ -197,20 +207,24 @@ impl RdmaQueue {
         let slots = usize::from(depth);
         let now = clock::coarse();
         Self {
-            qp: Some(qp),
+            device: Some(OnDevice {
+                qp,
+                local: Local::new(&memory),
+                responses,
+                staging,
+                windows: memory.windows().then(|| CommandWindows::new(memory.pd(), depth)),
+                pins: Vec::new(),
+            }),
             sleeper,
-            local: Local::new(&memory),
+            memories,
+            removed: false,
             held: (0..slots).map(|_| Vec::with_capacity(1)).collect(),
             places: Vec::with_capacity(4),
-            responses,
-            staging,
             repost,
-            windows: memory.windows().then(|| CommandWindows::new(memory.pd(), depth)),
             waiting: vec![None; slots],
             to_close: Vec::with_capacity(slots),
             parked: Vec::new(),
             pool: Pool::default(),
-            pins: Vec::new(),
             watches: Watches::new(depth, Duration::ZERO),
             busy: now,
             heard: now,
@@ -262,14 +276,14 @@ impl RdmaQueue {
     #[must_use]
     pub fn counters(&self) -> Counters {
         let mut counters = self.counters;
-        if let Some(qp) = &self.qp {
+        if let Some(OnDevice { qp, local, .. }) = &self.device {
             let device = qp.counters();
             counters.work_requests = device.work_requests;
             counters.doorbells = device.doorbells;
             counters.completions = device.completions;
+            counters.registrations = local.registrations();
         }
-        counters.registrations = self.local.registrations();
-        counters.sleeps = self.sleeper.sleeps();
+        counters.arms = self.sleeper.arms();
         counters
     }
 
@@ -297,7 +311,10 @@ impl RdmaQueue {
 
     /// Memory for a read whose issuer does not care, registered with the pool; or what is left to be refused.
     fn pool_memory(&mut self, len: usize) -> Data {
-        let (shared, pins) = (self.local.shared(), &mut self.pins);
+        let Some(OnDevice { local, pins, .. }) = &mut self.device else {
+            return Data::Anywhere { len };
+        };
+        let shared = local.shared();
         let taken = self.pool.take_from(len, |size| {
             let region = Region::allocate(size.max(SLAB), 4096)?;
             match shared.pin(&region) {
@@ -313,17 +330,19 @@ impl RdmaQueue {
     /// Finds or makes the registrations of a command's memory, and what the controller will see of it.
     fn describe(&mut self, slot: usize, data: &Data, controller_reads: bool) -> Result<(), VerbsError> {
         self.places.clear();
-        let Some(held) = self.held.get_mut(slot) else {
+        // A lost queue only takes commands into account.
+        let (Some(held), Some(OnDevice { local, windows, .. })) = (self.held.get_mut(slot), &mut self.device)
+        else {
             return Ok(());
         };
         held.clear();
-        if let Some(windows) = &mut self.windows {
+        if let Some(windows) = windows {
             windows.begin(slot, controller_reads);
         }
         for segment in data.segments().iter().filter(|segment| !segment.is_empty()) {
-            let (memory, at) = self.local.find(segment)?;
+            let (memory, at) = local.find(segment)?;
             let address = memory.remote_address(at)?;
-            let (key, invalidate) = match &mut self.windows {
+            let (key, invalidate) = match windows {
                 Some(windows) => (windows.add(slot, memory, at, segment)?, true),
                 None => (memory.remote_key()?, false),
             };
@@ -344,11 +363,20 @@ impl RdmaQueue {
 
     /// Posts everything that is to be posted: a list of receives if many are missing, and one of work requests.
     fn post(&mut self) -> Result<(), LostReason> {
-        let Some(qp) = &mut self.qp else { return Ok(()) };
+        let Some(OnDevice {
+            qp,
+            responses,
+            staging,
+            windows,
+            ..
+        }) = &mut self.device
+        else {
+            return Ok(());
+        };
         // There is always a receive for each command in flight: as many spare ones as may be missing.
         self.connection.take_receives();
-        if self.responses.free.len() >= self.repost {
-            self.responses.post(qp.receives())?;
+        if responses.free.len() >= self.repost {
+            responses.post(qp.receives())?;
         }
         if !self.connection.has_work() && self.to_close.is_empty() {
             return Ok(());
@@ -356,7 +384,7 @@ impl RdmaQueue {
         let inline = usize::try_from(qp.inline()).unwrap_or(0);
         let depth = self.connection.depth();
         let mut batch = qp.sends();
-        if let Some(windows) = &self.windows {
+        if let Some(windows) = windows.as_ref() {
             for slot in self.to_close.drain(..) {
                 let closed = self.waiting.get(slot).copied().flatten();
                 let mut keys = windows
@@ -373,13 +401,13 @@ impl RdmaQueue {
         }
         while let Some(work) = self.connection.poll_work() {
             let slot = slot_of(&work, depth);
-            if let (Some(windows), Some(slot)) = (&mut self.windows, slot) {
+            if let (Some(windows), Some(slot)) = (windows.as_mut(), slot) {
                 windows.bind(slot, &mut batch, WINDOW).map_err(refused)?;
             }
             let held = slot
                 .and_then(|slot| self.held.get(slot))
                 .map_or(&[][..], Vec::as_slice);
-            add(&mut batch, &work, inline, &self.staging, held)?;
+            add(&mut batch, &work, inline, staging, held)?;
         }
         batch.commit().map_err(not_posted)?;
         Ok(())
@@ -421,7 +449,9 @@ impl RdmaQueue {
     }
 
     fn sent(&mut self, completion: Completion) -> Result<(), LostReason> {
-        let Some(qp) = &mut self.qp else { return Ok(()) };
+        let Some(OnDevice { qp, windows, .. }) = &mut self.device else {
+            return Ok(());
+        };
         let status = completion.status();
         let (mut command, mut closed) = (None, None);
         let ours = qp.complete(completion, |released| {
@@ -443,7 +473,7 @@ impl RdmaQueue {
         if let Some(slot) = closed
             && let Some(waiting) = self.waiting.get_mut(slot).and_then(Option::take)
         {
-            if let Some(windows) = &mut self.windows {
+            if let Some(windows) = windows {
                 windows.end(slot);
             }
             let bytes = waiting.bytes.get(..waiting.len).unwrap_or(&[]);
@@ -455,12 +485,14 @@ impl RdmaQueue {
     }
 
     fn response(&mut self, completion: Completion) -> Result<(), LostReason> {
-        let Some(qp) = &mut self.qp else { return Ok(()) };
+        let Some(OnDevice { qp, responses, .. }) = &mut self.device else {
+            return Ok(());
+        };
         let received = qp
             .received(completion)
             .map_err(|error| LostReason::Io(error.to_string()))?;
         let place = u16::try_from(received.token).unwrap_or(0);
-        self.responses.free.push(place);
+        responses.free.push(place);
         if !received.status.is_success() {
             self.connection.lost();
             return Err(self.failure(received.status));
@@ -468,12 +500,12 @@ impl RdmaQueue {
         let mut bytes = [0; RESPONSE];
         let len = usize::try_from(received.bytes).unwrap_or(RESPONSE).min(RESPONSE);
         let to = bytes.get_mut(..len).unwrap_or(&mut []);
-        if let Some(region) = self.responses.region() {
+        if let Some(region) = responses.region() {
             region
                 .read(usize::from(place) * RESPONSE, to)
                 .map_err(|error| LostReason::Io(error.to_string()))?;
         }
-        if self.windows.is_some() && self.keeps_windows_open(&bytes, len, received.invalidated) {
+        if self.keeps_windows_open(&bytes, len, received.invalidated) {
             return Ok(());
         }
         self.connection
@@ -488,7 +520,11 @@ impl RdmaQueue {
         len: usize,
         invalidated: Option<RemoteKey>,
     ) -> bool {
-        let Some(windows) = &mut self.windows else {
+        let Some(OnDevice {
+            windows: Some(windows),
+            ..
+        }) = &mut self.device
+        else {
             return false;
         };
         let id = CommandId(u16::from_le_bytes([bytes[12], bytes[13]]));
@@ -576,12 +612,12 @@ impl RdmaQueue {
         self.watches.rest(now);
         if now.saturating_since(self.busy) >= IDLE {
             self.busy = now;
-            if !self.pool.is_empty() {
-                self.pool.clear();
-                self.pins.clear();
+            self.pool.clear();
+            if let Some(OnDevice { local, pins, .. }) = &mut self.device {
+                pins.clear();
+                local.shared().sweep();
+                local.forget_old();
             }
-            self.local.shared().sweep();
-            self.local.forget_old();
         }
         Ok(())
     }
@@ -598,8 +634,11 @@ impl RdmaQueue {
                 None => return Ok(()),
                 Some(CmEventKind::Disconnected) => return Err(LostReason::Closed),
                 Some(CmEventKind::DeviceRemoval) => {
-                    return Err(LostReason::Io(match &self.qp {
-                        Some(qp) => format!("the RDMA device {} was removed", qp.device().name()),
+                    self.removed = true;
+                    return Err(LostReason::Io(match &self.device {
+                        Some(OnDevice { qp, .. }) => {
+                            format!("the RDMA device {} was removed", qp.device().name())
+                        }
                         None => "the RDMA device was removed".to_owned(),
                     }));
                 }
@@ -626,22 +665,24 @@ impl RdmaQueue {
         tracing::debug!(%reason, in_flight = self.connection.in_flight(), "queue lost");
         self.disconnect();
         self.connection.stopped();
-        self.windows = None;
         self.to_close.clear();
         self.waiting.fill(None);
         self.held.iter_mut().for_each(Vec::clear);
-        self.local.clear();
         self.pool.clear();
-        self.pins.clear();
-        self.sleeper.rouse();
+        self.sleeper.close();
         self.lost = Some(reason);
     }
 
-    /// Tells the peer, and takes the queue pair away.
+    /// Tells the peer, and gives everything on the device back.
     fn disconnect(&mut self) {
         let counters = self.counters();
-        let Some(qp) = self.qp.take() else { return };
+        let Some(OnDevice { qp, local, .. }) = self.device.take() else {
+            return;
+        };
         self.counters = counters;
+        if self.removed {
+            self.memories.remove(local.shared());
+        }
         if let Err(error) = qp.disconnect() {
             tracing::debug!(%error, "disconnecting");
         }
@@ -791,7 +832,14 @@ impl Queue for RdmaQueue {
                     (place.segment == segment.host_address() as usize).then_some(place.memory)
                 };
                 let id = self.connection.submit(slot, command, data, &keys);
-                if let (Some(windows), false) = (&mut self.windows, asked.get()) {
+                if let (
+                    Some(OnDevice {
+                        windows: Some(windows),
+                        ..
+                    }),
+                    false,
+                ) = (&mut self.device, asked.get())
+                {
                     windows.not_needed(index);
                 }
                 id
@@ -835,9 +883,9 @@ impl Queue for RdmaQueue {
     }
 
     fn take_back(&mut self, data: Data) -> Result<Buffer, Data> {
-        if let Data::One(segment) = &data {
-            self.local.shared().forget(segment);
-            self.local.forget_old();
+        if let (Data::One(segment), Some(OnDevice { local, .. })) = (&data, &mut self.device) {
+            local.shared().forget(segment);
+            local.forget_old();
         }
         Buffer::try_from_data(data)
     }
@@ -870,7 +918,10 @@ impl fmt::Debug for RdmaQueue {
         f.debug_struct("RdmaQueue")
             .field("depth", &self.connection.depth())
             .field("in_flight", &self.connection.in_flight())
-            .field("device", &self.local.shared())
+            .field(
+                "memory",
+                &self.device.as_ref().map(|device| device.local.shared()),
+            )
             .field("lost", &self.lost)
             .finish_non_exhaustive()
     }

@@ -24,11 +24,12 @@ const WAKE: u64 = 2;
 /// Where completions come from. Asking for the descriptor arms the completion queue, which needs a look at it afterwards; what is found
 /// then waits in the batch, and the descriptor is readable at once.
 pub(super) struct Sleeper {
-    cq: RefCell<CompletionQueue>,
+    /// Absent once the queue is lost.
+    cq: RefCell<Option<CompletionQueue>>,
     batch: RefCell<Completions<BATCH>>,
     /// The descriptor was asked for since the last poll.
     armed: Cell<bool>,
-    sleeps: Cell<u64>,
+    arms: Cell<u64>,
     channel: EventChannel,
     wake: Arc<EventFd>,
     epoll: Epoll,
@@ -73,18 +74,26 @@ impl Sleeper {
             watch(wake.as_fd(), WAKE)?;
         }
         Ok(Self {
-            cq: RefCell::new(cq),
+            cq: RefCell::new(Some(cq)),
             batch: RefCell::default(),
             armed: Cell::new(false),
-            sleeps: Cell::new(0),
+            arms: Cell::new(0),
             channel,
             wake: Arc::new(wake),
             epoll,
         })
     }
 
-    pub(super) fn cq(&mut self) -> &CompletionQueue {
-        self.cq.get_mut()
+    /// The completion queue, for queue pairs; before [`close`](Self::close).
+    pub(super) fn cq(&mut self) -> Option<&CompletionQueue> {
+        self.cq.get_mut().as_ref()
+    }
+
+    /// Gives the completion queue back; the descriptor stays readable from here on.
+    pub(super) fn close(&mut self) {
+        *self.batch.get_mut() = Completions::new();
+        *self.cq.get_mut() = None;
+        self.rouse();
     }
 
     /// What wakes a thread that sleeps on the descriptor.
@@ -92,8 +101,8 @@ impl Sleeper {
         &self.wake
     }
 
-    pub(super) fn sleeps(&self) -> u64 {
-        self.sleeps.get()
+    pub(super) fn arms(&self) -> u64 {
+        self.arms.get()
     }
 
     /// The next completion. `None` is said once per poll at the most.
@@ -105,12 +114,15 @@ impl Sleeper {
     /// Takes completions into the batch, which must be empty; returns how many.
     #[inline]
     pub(super) fn poll(&mut self) -> Result<usize, VerbsError> {
-        self.cq.get_mut().poll(self.batch.get_mut())
+        match self.cq.get_mut() {
+            Some(cq) => cq.poll(self.batch.get_mut()),
+            None => Ok(0),
+        }
     }
 
     /// The descriptor, for a sleep that follows: the next completion will make it readable, and so does `now`.
     pub(super) fn descriptor(&self, now: bool) -> BorrowedFd<'_> {
-        self.sleeps.set(self.sleeps.get() + 1);
+        self.arms.set(self.arms.get() + 1);
         self.armed.set(true);
         if now || self.arm() {
             self.rouse();
@@ -121,6 +133,7 @@ impl Sleeper {
     /// Arms the completion queue; returns whether there is something already.
     fn arm(&self) -> bool {
         let mut cq = self.cq.borrow_mut();
+        let Some(cq) = cq.as_mut() else { return true };
         // A queue that is broken says so when it is polled.
         cq.arm().is_err() || cq.poll(&mut self.batch.borrow_mut()).is_ok_and(|count| count > 0)
     }
@@ -149,7 +162,9 @@ impl Sleeper {
         for event in events.iter().take(count) {
             match event.data() {
                 COMPLETIONS => {
-                    self.cq.get_mut().disarm()?;
+                    if let Some(cq) = self.cq.get_mut() {
+                        cq.disarm()?;
+                    }
                 }
                 CONNECTION => connection = true,
                 _ => {

@@ -27,6 +27,9 @@ pub(crate) struct Connection {
     /// Protect the data of all PDUs with a CRC
     #[arg(long)]
     data_digest: bool,
+    /// Over RDMA: let the controller reach the memory of each command through a window that closes with it
+    #[arg(long)]
+    memory_windows: bool,
 }
 
 impl Connection {
@@ -36,7 +39,8 @@ impl Connection {
             .connect_timeout(self.connect_timeout)
             .command_timeout(self.command_timeout)
             .header_digest(self.header_digest)
-            .data_digest(self.data_digest);
+            .data_digest(self.data_digest)
+            .memory_windows(self.memory_windows);
         if let Some(nqn) = &self.host_nqn {
             builder = builder.host_nqn(nqn);
         }

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use homi_initiator::{AnyQueue, Device, Disk, QueueOptions};
-use homi_queue::{Buffer, Command, Completed, Data, Queue, Wait};
+use homi_initiator::{AnyQueue, Device, Disk, QueueOptions, slices};
+use homi_queue::{Command, Completed, Data, Queue, Region, Wait};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::checksum::Hasher;
@@ -51,7 +51,32 @@ enum State {
 struct Chunk {
     state: State,
     len: usize,
-    buffer: Option<Buffer>,
+    /// Absent while a command has it.
+    memory: Option<Region>,
+    scratch: Vec<u8>,
+}
+
+impl Chunk {
+    /// Has `f` write the chunk's bytes.
+    fn fill<R>(&mut self, f: impl FnOnce(&mut [u8]) -> R) -> Result<R, Failure> {
+        let region = self.memory.take().ok_or_else(in_use)?;
+        let (region, result) = slices::fill(region, self.len, &mut self.scratch, f)?;
+        self.memory = Some(region);
+        Ok(result)
+    }
+
+    /// Has `f` look at the chunk's bytes from one on.
+    fn look<R>(&mut self, from: usize, f: impl FnOnce(&[u8]) -> R) -> Result<R, Failure> {
+        let region = self.memory.take().ok_or_else(in_use)?;
+        let (region, result) = slices::look(region, from..self.len, &mut self.scratch, f)?;
+        self.memory = Some(region);
+        Ok(result)
+    }
+}
+
+/// A chunk is looked at while a command has it: a fault of this program.
+fn in_use() -> Failure {
+    Failure::Failed("a chunk's memory is in use: this is a fault of the program, please report it".to_owned())
 }
 
 /// How much is moved at a time.
@@ -129,14 +154,9 @@ impl End {
     fn start_read(&mut self, number: usize, chunk: &mut Chunk, at: u64) -> Result<bool, Failure> {
         match self {
             Self::File(file, path) => {
-                if let Some(bytes) = chunk
-                    .buffer
-                    .as_mut()
-                    .and_then(|buffer| buffer.get_mut(..chunk.len))
-                {
-                    file.read_exact_at(bytes, at)
-                        .map_err(|error| Failure::file("read", path, &error))?;
-                }
+                chunk
+                    .fill(|bytes| file.read_exact_at(bytes, at))?
+                    .map_err(|error| Failure::file("read", path, &error))?;
                 chunk.state = State::Ready;
                 Ok(true)
             }
@@ -164,21 +184,20 @@ impl End {
     ) -> Result<bool, Failure> {
         match self {
             Self::File(file, path) => {
-                if let Some(bytes) = chunk.buffer.as_ref().and_then(|buffer| buffer.get(..chunk.len)) {
-                    file.write_all_at(bytes, at)
-                        .map_err(|error| Failure::file("write to", path, &error))?;
-                }
+                chunk
+                    .look(0, |bytes| file.write_all_at(bytes, at))?
+                    .map_err(|error| Failure::file("write to", path, &error))?;
                 chunk.state = State::Free;
                 Ok(true)
             }
             Self::Blocks(blocks) => {
                 let size = blocks.device.block_size() as usize;
                 let whole = chunk.len / size * size;
-                let rest = chunk
-                    .buffer
-                    .as_ref()
-                    .and_then(|buffer| buffer.get(whole..chunk.len));
-                let rest = rest.map_or(Vec::new(), <[u8]>::to_vec);
+                let rest = if whole < chunk.len {
+                    chunk.look(whole, <[u8]>::to_vec)?
+                } else {
+                    Vec::new()
+                };
                 if whole == 0 {
                     chunk.state = State::Free;
                 } else {
@@ -259,9 +278,8 @@ impl Blocks {
         };
         let size = u64::from(self.device.block_size());
         let blocks = u32::try_from(len as u64 / size).unwrap_or(u32::MAX);
-        let data = match chunk.buffer.take().map(Buffer::into_data) {
-            Some(Data::One(segment)) if segment.len() != len => Data::One(segment.part(0, len)?),
-            Some(data) => data,
+        let data = match chunk.memory.take() {
+            Some(region) => Data::One(region.segment(0..len)?),
             None => Data::None,
         };
         if let Some(place) = self.chunks.get_mut(slot.index()) {
@@ -294,13 +312,13 @@ impl Blocks {
                     self.device.uri()
                 )));
             };
-            chunk.buffer = Buffer::try_from_data(data).ok();
-            if chunk.buffer.is_none() {
+            let Data::One(segment) = data else {
                 return Err(Failure::Failed(format!(
                     "{} kept the memory of command {id}",
                     self.device.uri()
                 )));
-            }
+            };
+            chunk.memory = Some(segment.region().clone());
             chunk.state = next;
         }
         Ok(count)
@@ -325,7 +343,8 @@ pub(crate) fn run(
         chunks.push(Chunk {
             state: State::Free,
             len: 0,
-            buffer: Some(Buffer::allocate(window.chunk)?),
+            memory: Some(Region::allocate(window.chunk, 4096)?),
+            scratch: Vec::new(),
         });
     }
     let slots = chunks.len() as u64;
@@ -353,9 +372,7 @@ pub(crate) fn run(
                 break;
             };
             if hashed == next_write {
-                if let Some(bytes) = chunk.buffer.as_ref().and_then(|buffer| buffer.get(..chunk.len)) {
-                    hasher.update(bytes);
-                }
+                chunk.look(0, |bytes| hasher.update(bytes))?;
                 hashed += 1;
             }
             match &mut sink {

@@ -287,7 +287,7 @@ impl<'a> Summary<'a> {
                 "doorbells": counters.doorbells,
                 "completions": counters.completions,
                 "registrations": counters.registrations,
-                "sleeps": counters.sleeps,
+                "arms": counters.arms,
                 "sleeps": outcome.sleeps,
             })),
             "verified": workload.verify.then_some(true),
