@@ -186,7 +186,7 @@ fn hosts(lab: &Lab) -> Result<(), Failure> {
     let disk = guest.namespace(LINUX, 1)?;
     let places = [
         format!("'nvme+rdma://10.77.0.1:4420/{LINUX}?nsid=1'"),
-        format!("file:{disk}"),
+        format!("file://{disk}"),
     ];
     lab.tell("with homi bench on both:");
     compare(

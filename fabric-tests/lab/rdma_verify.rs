@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use fabric_tests::ensure;
-use fabric_tests::lab::{Failure, Kernels, Lab, Peer, Test, patience};
+use fabric_tests::lab::{Failure, Kernels, Lab, Peer, Test};
 
 use crate::rdma_pairs::{ROCE, devices};
 
@@ -30,7 +30,7 @@ fn script(lab: &Lab) -> Result<(), Failure> {
         Duration::from_secs(600),
         &format!("exec {script} serve {address} --ram 64M --programs {programs}"),
     )?;
-    serve.wait_for_output("serving nvme+rdma", Duration::from_secs(30).mul_f64(patience()))?;
+    serve.wait_for_output("serving nvme+rdma", Duration::from_secs(60))?;
     let output = checking.sh_within(
         Duration::from_secs(150),
         &format!(
@@ -49,7 +49,7 @@ fn script(lab: &Lab) -> Result<(), Failure> {
         "the result is {result}"
     );
     serve.signal(nix::sys::signal::Signal::SIGTERM)?;
-    serve.wait(Duration::from_secs(30).mul_f64(patience()))?;
+    serve.wait(Duration::from_secs(60))?;
     // A machine that nobody serves on.
     let refused = checking.try_sh(&format!(
         "{script} check {address} --port 4444 --programs {programs} --seconds 0 --result other; cat other"
