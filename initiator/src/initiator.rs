@@ -291,3 +291,43 @@ impl fmt::Debug for Initiator {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use homi_fabric::host::{AddressFamily, TransportKind};
+    use homi_spec::Nqn;
+
+    #[test]
+    fn referrals_of_both_transports_are_followed_once() {
+        let record = |transport, kind, address: &str, service: &str| DiscoveryRecord {
+            transport,
+            family: AddressFamily::Ipv4,
+            kind,
+            subsystem: Nqn::discovery(),
+            address: address.to_owned(),
+            service: service.to_owned(),
+            port_id: 1,
+            controller_id: 0xffff,
+            admin_queue_entries: 32,
+            secure_required: false,
+            duplicate: false,
+        };
+        let referral = SubsystemKind::Referral;
+        let records = [
+            record(TransportKind::Tcp, referral, "10.0.0.1", "8009"),
+            record(TransportKind::Rdma, referral, "10.0.0.1", "4420"),
+            record(TransportKind::Rdma, referral, "10.0.0.1", "4420"),
+            record(TransportKind::Rdma, SubsystemKind::Nvm, "10.0.0.2", "4420"),
+            record(TransportKind::FibreChannel, referral, "nn-1:pn-2", "none"),
+            record(TransportKind::Rdma, referral, "10.0.0.3", "port"),
+        ];
+        let mut asked = HashSet::new();
+        let found: Vec<String> = referrals(&records, &mut asked)
+            .iter()
+            .map(FabricUri::to_string)
+            .collect();
+        assert_eq!(found, ["nvme+tcp://10.0.0.1:8009", "nvme+rdma://10.0.0.1:4420"]);
+        assert!(referrals(&records, &mut asked).is_empty());
+    }
+}

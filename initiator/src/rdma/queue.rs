@@ -40,6 +40,9 @@ const POLLS_PER_CLOCK: u32 = 64;
 /// How long nothing completes, with commands in flight, before the connection manager is asked.
 const SILENCE: Duration = Duration::from_millis(20);
 
+/// How long a device may take to flush what is posted to a queue pair that ends.
+const FLUSH: Duration = Duration::from_secs(1);
+
 /// How long a queue is idle before it gives its pool back.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -676,7 +679,13 @@ impl RdmaQueue {
     /// Tells the peer, and gives everything on the device back.
     fn disconnect(&mut self) {
         let counters = self.counters();
-        let Some(OnDevice { qp, local, .. }) = self.device.take() else {
+        let Some(OnDevice {
+            mut qp,
+            local,
+            windows,
+            ..
+        }) = self.device.take()
+        else {
             return;
         };
         self.counters = counters;
@@ -685,8 +694,41 @@ impl RdmaQueue {
         }
         if let Err(error) = qp.disconnect() {
             tracing::debug!(%error, "disconnecting");
+            if let Err(error) = qp.kill() {
+                tracing::debug!(%error, "stopping the queue pair");
+            }
         }
+        if windows.is_some() {
+            self.flush(&mut qp);
+        }
+        // Windows that are bound belong to their queue pair, which some devices do not give up before them.
+        drop(windows);
         qp.close(|_| {}, |_| {});
+    }
+
+    /// Takes what is left of a queue pair in the error state, so that nothing that is posted holds a window.
+    fn flush(&mut self, qp: &mut Qp) {
+        let start = clock::now();
+        while !qp.is_idle() && clock::now().saturating_since(start) < FLUSH {
+            while let Some(completion) = self.sleeper.next() {
+                let taken = if completion.is_receive() {
+                    qp.received(completion).map(drop)
+                } else {
+                    qp.complete(completion, |_| {})
+                };
+                if let Err(error) = taken {
+                    tracing::debug!(%error, "flushing");
+                }
+            }
+            match self.sleeper.poll() {
+                Ok(0) => std::thread::yield_now(),
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(%error, "flushing");
+                    return;
+                }
+            }
+        }
     }
 
     /// What a lost queue answers: the reason, and every command that was not handed back before.
