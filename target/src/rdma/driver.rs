@@ -597,6 +597,11 @@ impl Driver {
                 if let Some(watched) = adapter.watched {
                     reactor.close(watched);
                 }
+                if adapter.is_lost {
+                    drop(adapter);
+                    // What the connection manager's library has open of it, it closes when it looks at what there is.
+                    drop(Device::list());
+                }
             }
         }
         while self.adapters.last().is_some_and(Option::is_none) {
