@@ -1,6 +1,5 @@
 //! NVMe/RDMA where there is nothing to do it with: every way in says what is missing. What it does with a device is tested in guests of the
 //! lab.
-#![expect(clippy::unwrap_used, reason = "what a test needs and does not get fails it")]
 
 use homi_initiator::{Error, Initiator, Uri};
 

@@ -508,7 +508,7 @@ impl RdmaQueue {
                 .read(usize::from(place) * RESPONSE, to)
                 .map_err(|error| LostReason::Io(error.to_string()))?;
         }
-        if self.keeps_windows_open(&bytes, len, received.invalidated) {
+        if self.keeps_windows_open(&bytes, len, received.invalidated)? {
             return Ok(());
         }
         self.connection
@@ -522,26 +522,31 @@ impl RdmaQueue {
         bytes: &[u8; RESPONSE],
         len: usize,
         invalidated: Option<RemoteKey>,
-    ) -> bool {
+    ) -> Result<bool, LostReason> {
         let Some(OnDevice {
             windows: Some(windows),
             ..
         }) = &mut self.device
         else {
-            return false;
+            return Ok(false);
         };
         let id = CommandId(u16::from_le_bytes([bytes[12], bytes[13]]));
         // What is no answer to a command in flight is the connection's to judge.
         if len != RESPONSE || self.connection.command(id).is_err() {
-            return false;
+            return Ok(false);
         }
         let slot = id.slot_index(self.connection.depth());
-        let Some(waiting) = self.waiting.get_mut(slot).filter(|waiting| waiting.is_none()) else {
-            return false;
+        let Some(waiting) = self.waiting.get_mut(slot) else {
+            return Ok(false);
         };
+        if waiting.is_some() {
+            // A second one must not complete the command before its windows are closed.
+            self.connection.lost();
+            return Err(protocol(TransportError::UnknownCommand { id }));
+        }
         if windows.open(slot, invalidated).next().is_none() {
             windows.end(slot);
-            return false;
+            return Ok(false);
         }
         *waiting = Some(Waiting {
             bytes: *bytes,
@@ -549,7 +554,7 @@ impl RdmaQueue {
             invalidated,
         });
         self.to_close.push(slot);
-        true
+        Ok(true)
     }
 
     /// Hands out what the connection reports; returns how many commands completed.
