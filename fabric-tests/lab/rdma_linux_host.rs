@@ -338,7 +338,7 @@ fn scarce_memory(lab: &Lab) -> Result<(), Failure> {
     )?;
     // 32 and 128 of 200 are taken: another host's admin queue still fits, its I/O queue does not.
     let refused = guest.sh_fails(&format!(
-        "nvme connect -t rdma -a 10.77.0.1 -s 4420 -n {NQN} --nr-io-queues=1 --queue-size=128 \
+        "nvme connect -t rdma -a 10.77.0.1 -s 4420 -n {NQN} --nr-io-queues=1 --queue-size=128 -D \
          --hostnqn=nqn.2014-08.org.nvmexpress:uuid:11111111-2222-4333-8444-555555555555 \
          --hostid=11111111-2222-4333-8444-555555555555"
     ))?;

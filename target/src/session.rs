@@ -427,7 +427,10 @@ impl Session {
                     in_capsule,
                     lent: 0,
                 };
-                if !self.take_buffer(core, key, command) {
+                if !self.is_next(in_capsule) {
+                    self.set_stage(key, Stage::Buffer(command));
+                    self.wait_for_buffer(core, key, in_capsule);
+                } else if !self.take_buffer(core, key, command) {
                     self.wait_for_buffer(core, key, in_capsule);
                 }
             }

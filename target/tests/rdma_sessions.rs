@@ -330,6 +330,35 @@ fn commands_wait_for_buffers_and_none_is_lost() {
 }
 
 #[test]
+fn a_large_command_is_not_kept_waiting_by_small_ones() {
+    let mut host = Host::new();
+    let (_admin, mut queue) = host.association();
+    let small = |cid: u16| {
+        let read = BlockCommand::read(1, 0, blocks(64 << 10)).unwrap();
+        io(read, cid, keyed(0, 64 << 10))
+    };
+    for cid in 0..20 {
+        host.send(&mut queue, &small(cid), &[]);
+    }
+    let large = BlockCommand::read(1, 0, blocks(1 << 20)).unwrap();
+    host.send(&mut queue, &io(large, 50, keyed(0, 1 << 20)), &[]);
+    // For each small one whose buffer is free again there is another small one at once.
+    let mut again = VecDeque::new();
+    for _ in 0..1000 {
+        host.work(&mut queue);
+        again.extend(queue.responses.drain(..).map(|cqe| cqe.cid.get()));
+        if again.contains(&50) {
+            return;
+        }
+        host.complete(&mut queue);
+        if let Some(cid) = again.pop_front() {
+            host.send(&mut queue, &small(cid), &[]);
+        }
+    }
+    panic!("the large command is never answered");
+}
+
+#[test]
 fn connections_that_break_in_the_middle_of_data_leave_nothing_behind() {
     let mut host = Host::new();
     for round in 0..30 {

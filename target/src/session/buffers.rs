@@ -46,6 +46,13 @@ impl Session {
         true
     }
 
+    /// Whether a new command may have a buffer before those that wait: only one whose data has come. Otherwise small ones, of which there
+    /// is always another, would keep a large one waiting for good.
+    #[inline]
+    pub(super) fn is_next(&self, in_capsule: bool) -> bool {
+        in_capsule || self.waiting.is_empty()
+    }
+
     #[cold]
     pub(super) fn wait_for_buffer(&mut self, core: &mut Core, key: CommandKey, in_capsule: bool) {
         if in_capsule {
