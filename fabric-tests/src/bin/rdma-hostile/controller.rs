@@ -216,11 +216,11 @@ impl Serving {
         let accepted = CmAccept::new(entries.min(128));
         let private = match self.wrong {
             Wrong::Rejects(status) => {
-                request.reject(CmReject::new(RejectStatus(status)).as_bytes())?;
+                let _ = request.reject(CmReject::new(RejectStatus(status)).as_bytes());
                 return Ok(());
             }
             Wrong::RejectsBarely => {
-                request.reject(&[])?;
+                let _ = request.reject(&[]);
                 return Ok(());
             }
             Wrong::Ignores => {
@@ -230,7 +230,14 @@ impl Serving {
             Wrong::Accepts(private) => private,
             Wrong::Nothing | Wrong::Mute | Wrong::Io(_) => accepted.as_bytes(),
         };
-        let link = self.net.accept(request, private)?;
+        let link = match self.net.accept(request, private) {
+            Ok(link) => link,
+            Err(error) => {
+                // A host that has given up may ask again.
+                println!("queue {qid}: {error}");
+                return Ok(());
+            }
+        };
         let mut behind = RawHost::new(memory_wire(self.world.connect(Default::default())));
         behind.initialize(Units::default());
         self.sessions.push(Session {
