@@ -40,10 +40,14 @@ fn impatient() -> Initiator {
 }
 
 fn connect_error(fake: &Fake) -> String {
+    refused(&initiator(), fake)
+}
+
+fn refused(initiator: &Initiator, fake: &Fake) -> String {
     let start = Instant::now();
-    let error = impatient().connect(&fake.uri().parse().unwrap()).unwrap_err();
+    let error = initiator.connect(&fake.uri().parse().unwrap()).unwrap_err();
     assert!(
-        start.elapsed() < Duration::from_secs(4),
+        start.elapsed() < Duration::from_secs(15),
         "{error} took {:?}",
         start.elapsed()
     );
@@ -65,7 +69,7 @@ fn peers_that_do_not_speak_nvme_are_told_from_dead_ones() {
         thread::sleep(Duration::from_secs(2));
         Verdict::Close
     });
-    let text = connect_error(&silent);
+    let text = refused(&impatient(), &silent);
     assert!(
         text.contains("does not speak nvme/tcp") && text.contains("300ms"),
         "{text}"
@@ -156,11 +160,10 @@ fn a_bring_up_that_stops_anywhere_ends_in_time() {
                 (true, true) => Verdict::Close,
             }
         });
-        let text = connect_error(&fake);
-        let expected = if close {
-            "closed the connection"
+        let (text, expected) = if close {
+            (connect_error(&fake), "closed the connection")
         } else {
-            "did not finish within 300ms"
+            (refused(&impatient(), &fake), "did not finish within 300ms")
         };
         assert!(text.contains(expected), "after {stop}: {text}");
     }
