@@ -475,6 +475,10 @@ impl Session {
     }
 
     fn accept(&mut self, core: &mut Core, key: CommandKey, cid: u16, data: Data) {
+        if self.link.memory() == Memory::Registered {
+            // There is data to be fetched, also where nothing of the host's brought this about.
+            core.list(self.key, &mut self.listed);
+        }
         if let Err(refused) = self.link.accept(key, data) {
             tracing::debug!(peer = %self.peer, "command {cid:#06x}: {}", refused.text);
             if let Stage::Data(write) = self.take_stage(key) {
