@@ -23,6 +23,7 @@ pub const TESTS: &[Test] = &[
     Test {
         name: "our_host_and_linux_target",
         peer: Peer::LinuxTarget,
+        kernels: Kernels::Newest,
         run: |lab| {
             devices(lab, "rxe")?;
             our_host(lab, serve_linux(lab)?)
@@ -56,6 +57,7 @@ pub const TESTS: &[Test] = &[
     Test {
         name: "cut_our_host_and_linux_target",
         peer: Peer::LinuxTarget,
+        kernels: Kernels::Newest,
         run: |lab| {
             devices(lab, "rxe")?;
             cut_our_host(lab, serve_linux(lab)?)

@@ -15,12 +15,14 @@ pub const TESTS: &[Test] = &[
     Test {
         name: "linux_host_and_our_target",
         peer: Peer::LinuxHost,
+        kernels: Kernels::Default,
         run: |lab| pairing(lab, "rxe", serve_ours, linux_host),
         ..ROCE
     },
     Test {
         name: "our_host_and_linux_target",
         peer: Peer::LinuxTarget,
+        kernels: Kernels::Newest,
         run: |lab| pairing(lab, "rxe", serve_linux, our_host),
         ..ROCE
     },
