@@ -17,7 +17,6 @@ use fabric_tests::random::contents;
 use fabric_tests::relay::Relay;
 use fabric_tests::settings::{DATA, ram};
 use fabric_tests::units::{Units, ic_resp, terminate};
-use homi_initiator::StreamQueue;
 use homi_queue::{Command, Data, LostReason, Queue, Wait};
 use homi_spec::command::NvmOpcode;
 use homi_spec::tcp::{FatalError, PduType, flags};
@@ -316,7 +315,7 @@ fn options(attack: &Attack) -> HostOptions {
 }
 
 /// Runs into the attack, and checks what comes of it.
-fn suffer<S: homi_initiator::ByteStream>(attack: &Attack, queue: &mut Issuer<StreamQueue<S>>, known: &[u8]) {
+fn suffer<Q: Queue + Wait>(attack: &Attack, queue: &mut Issuer<Q>, known: &[u8]) {
     let command = match attack.opcode {
         READ => (Command::read(2, 0, 16), blank(LARGE)),
         WRITE => (Command::write(2, 500, 16), memory(&contents(8, LARGE))),
