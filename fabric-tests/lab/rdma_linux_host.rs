@@ -338,11 +338,13 @@ fn scarce_memory(lab: &Lab) -> Result<(), Failure> {
     )?;
     // 32 and 128 of 200 are taken: another host's admin queue still fits, its I/O queue does not.
     let refused = guest.sh_fails(&format!(
-        "nvme connect -t rdma -a 10.77.0.1 -s 4420 -n {NQN} --nr-io-queues=1 --queue-size=128 -D \
-         --hostnqn=nqn.2014-08.org.nvmexpress:uuid:11111111-2222-4333-8444-555555555555 \
-         --hostid=11111111-2222-4333-8444-555555555555"
+        "homi bench 'nvme+rdma://10.77.0.1:4420/{NQN}?nsid=1' --depth 127 --ios 1 --quiet --connect-timeout 20s"
     ))?;
-    lab.note(refused.stderr.trim());
+    ensure!(
+        refused.stderr.contains("resources"),
+        "the refused host is told {}",
+        refused.stderr
+    );
     ensure!(
         target.log().contains("rdma.receives"),
         "the target does not say what it lacks: {}",
