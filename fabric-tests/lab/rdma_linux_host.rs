@@ -53,6 +53,7 @@ pub const TESTS: &[Test] = &[
         name: "connections_come_and_go",
         feature: "connections that come and go",
         run: connections_come_and_go,
+        kernels: Kernels::Default,
         ..TEST
     },
     Test {
