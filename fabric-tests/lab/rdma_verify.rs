@@ -52,7 +52,7 @@ fn script(lab: &Lab) -> Result<(), Failure> {
     serve.wait(Duration::from_secs(60))?;
     // A machine that nobody serves on.
     let refused = checking.try_sh(&format!(
-        "{script} check {address} --port 4444 --programs {programs} --seconds 0 --result other; cat other"
+        "{script} check {address} --port 4444 --programs {programs} --seconds 0 --result other || cat other"
     ))?;
     ensure!(
         refused.stdout.contains("FAILED") && refused.stdout.contains("\"ok\": false"),
