@@ -28,7 +28,7 @@ use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
 use crate::copy;
 
@@ -375,6 +375,22 @@ impl Region {
         // The lengths are equal, so this cannot fail.
         let _ = region.read(0, &mut bytes);
         bytes
+    }
+
+    /// The bytes as words that devices and other threads may change at the same time, for queues and doorbells in memory: `None` if the
+    /// region does not begin at a multiple of 8. Bytes after the last whole word are left out. The words have the machine's byte order;
+    /// what NVMe defines is little-endian.
+    #[must_use]
+    pub fn words(&self) -> Option<&[AtomicU64]> {
+        let base: *mut AtomicU64 = self.0.base.as_ptr().cast();
+        if !base.is_aligned() {
+            return None;
+        }
+        // SAFETY: the words lie in the allocation, which is aligned for them (checked above), initialised, and lives as long as `self`.
+        // Shared references to atomics allow that others change the bytes. No other reference exists meanwhile: only `Buffer` makes
+        // them, as the owner of a region that nobody else refers to; other accesses are the copies of `copy`, made outside of what
+        // the compiler sees.
+        Some(unsafe { slice::from_raw_parts(base, self.0.len / size_of::<AtomicU64>()) })
     }
 
     fn check(&self, start: usize, end: usize) -> Result<(), MemoryError> {
@@ -787,6 +803,24 @@ mod tests {
                 assert!(seen.iter().all(|byte| [0, 0x55, 0xaa].contains(byte)));
             }
         });
+    }
+
+    #[test]
+    fn words_are_the_bytes() {
+        let region = Region::allocate(20, 8).unwrap();
+        let words = region.words().unwrap();
+        assert_eq!(words.len(), 2);
+        words[1].store(u64::from_le_bytes(*b"abcdefgh").to_le(), Ordering::Release);
+        let mut bytes = [0; 8];
+        region.read(8, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"abcdefgh");
+        let mut odd = vec![0_u64; 3];
+        let base = NonNull::new(odd.as_mut_ptr().cast::<u8>().wrapping_add(1)).unwrap();
+        // SAFETY: 16 initialised bytes of the vector, which outlives the region and is not used meanwhile.
+        let odd_region = unsafe { Region::from_foreign(base, 16, Box::new(())) };
+        assert!(odd_region.words().is_none());
+        drop(odd_region);
+        drop(odd);
     }
 
     #[test]
