@@ -236,6 +236,21 @@ impl Region {
         }))
     }
 
+    /// Part of the memory as a region of its own, with a reference count of its own.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfBounds`] if the range does not lie in the region.
+    pub fn part(&self, range: Range<usize>) -> Result<Self, MemoryError> {
+        self.check(range.start, range.end)?;
+        // Inside the allocation or at its end, so this neither wraps nor is null.
+        let base = NonNull::new(self.0.base.as_ptr().wrapping_add(range.start)).unwrap_or(self.0.base);
+        Ok(Self(Arc::new(Inner {
+            base,
+            len: range.end - range.start,
+            backing: Backing::Handle(self.clone()),
+        })))
+    }
+
     /// Length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -888,6 +903,15 @@ mod tests {
     #[test]
     fn ranges_are_checked() {
         let region = Region::allocate(16, 1).unwrap();
+        assert!(region.part(8..17).is_err());
+        let part = region.part(8..16).unwrap();
+        part.write(0, &[7; 8]).unwrap();
+        assert!(part.write(1, &[7; 8]).is_err());
+        assert!(!part.is_unique() && !region.is_unique());
+        let mut bytes = [0; 2];
+        region.read(7, &mut bytes).unwrap();
+        assert_eq!(bytes, [0, 7]);
+        drop(part);
         assert!(region.segment(8..17).is_err());
         assert!(region.read(usize::MAX, &mut [0; 2]).is_err());
         assert!(region.write(15, &[0; 2]).is_err());
