@@ -396,6 +396,7 @@ impl Region {
     /// region does not begin at a multiple of 8. Bytes after the last whole word are left out. The words have the machine's byte order;
     /// what NVMe defines is little-endian.
     #[must_use]
+    #[inline]
     pub fn words(&self) -> Option<&[AtomicU64]> {
         let base: *mut AtomicU64 = self.0.base.as_ptr().cast();
         if !base.is_aligned() {

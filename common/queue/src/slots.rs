@@ -55,7 +55,8 @@ pub struct StaleCommand {
 
 #[derive(Debug)]
 struct Entry<T> {
-    sequence: u16,
+    /// The id of the command that is here, or that comes here next: slot and sequence.
+    id: u16,
     value: Option<T>,
 }
 
@@ -65,7 +66,10 @@ pub struct Slots<T> {
     entries: Vec<Entry<T>>,
     free: Vec<u16>,
     depth: u16,
-    slot_bits: u32,
+    /// The bits of an id that name the slot.
+    mask: u16,
+    /// What the next sequence adds to an id; sequences wrap with the id.
+    step: u16,
     in_flight: usize,
 }
 
@@ -77,12 +81,14 @@ impl<T> Slots<T> {
     #[must_use]
     pub fn new(depth: u16) -> Self {
         let depth = depth.clamp(1, Self::MAX_DEPTH);
-        let slot_bits = u32::from(depth).next_power_of_two().trailing_zeros();
+        // At most 4096, so it fits.
+        let step = depth.next_power_of_two();
         Self {
             entries: Vec::new(),
             free: Vec::new(),
             depth,
-            slot_bits,
+            mask: step - 1,
+            step,
             in_flight: 0,
         }
     }
@@ -100,6 +106,7 @@ impl<T> Slots<T> {
     }
 
     /// Reserves a slot, or `None` if all are taken. The slot used last is reused first, while it is in the cache.
+    #[inline]
     pub fn reserve(&mut self) -> Option<Slot> {
         if let Some(index) = self.free.pop() {
             return Some(Slot(index));
@@ -108,7 +115,7 @@ impl<T> Slots<T> {
             .ok()
             .filter(|index| *index < self.depth)?;
         self.entries.push(Entry {
-            sequence: 0,
+            id: index,
             value: None,
         });
         Some(Slot(index))
@@ -122,19 +129,19 @@ impl<T> Slots<T> {
     /// The id that [`Slots::occupy`] will give this slot's command.
     #[must_use]
     pub fn id_of(&self, slot: &Slot) -> CommandId {
-        let sequence = self.entries.get(slot.index()).map_or(0, |entry| entry.sequence);
-        self.id(slot.0, sequence)
+        CommandId(self.entries.get(slot.index()).map_or(slot.0, |entry| entry.id))
     }
 
     /// Puts a command into its slot and returns its id.
+    #[inline]
     pub fn occupy(&mut self, slot: Slot, value: T) -> CommandId {
-        let id = self.id_of(&slot);
-        if let Some(entry) = self.entries.get_mut(slot.index()) {
-            debug_assert!(entry.value.is_none(), "a slot is reserved once");
-            entry.value = Some(value);
-            self.in_flight += 1;
-        }
-        id
+        let Some(entry) = self.entries.get_mut(slot.index()) else {
+            return CommandId(slot.0);
+        };
+        debug_assert!(entry.value.is_none(), "a slot is reserved once");
+        entry.value = Some(value);
+        self.in_flight += 1;
+        CommandId(entry.id)
     }
 
     /// The command with this id.
@@ -142,12 +149,11 @@ impl<T> Slots<T> {
     /// # Errors
     /// [`StaleCommand`] if the id names no command in flight.
     pub fn get(&self, id: CommandId) -> Result<&T, StaleCommand> {
-        let (index, sequence) = self.parts(id);
-        match self.entries.get(index) {
+        match self.entries.get(self.index(id)) {
             Some(Entry {
-                sequence: current,
+                id: current,
                 value: Some(value),
-            }) if *current == sequence => Ok(value),
+            }) if *current == id.0 => Ok(value),
             _ => Err(StaleCommand { id }),
         }
     }
@@ -157,12 +163,12 @@ impl<T> Slots<T> {
     /// # Errors
     /// [`StaleCommand`] if the id names no command in flight.
     pub fn get_mut(&mut self, id: CommandId) -> Result<&mut T, StaleCommand> {
-        let (index, sequence) = self.parts(id);
+        let index = self.index(id);
         match self.entries.get_mut(index) {
             Some(Entry {
-                sequence: current,
+                id: current,
                 value: Some(value),
-            }) if *current == sequence => Ok(value),
+            }) if *current == id.0 => Ok(value),
             _ => Err(StaleCommand { id }),
         }
     }
@@ -171,33 +177,26 @@ impl<T> Slots<T> {
     ///
     /// # Errors
     /// [`StaleCommand`] if the id names no command in flight.
+    #[inline]
     pub fn take(&mut self, id: CommandId) -> Result<T, StaleCommand> {
-        let (index, sequence) = self.parts(id);
-        let mask = self.sequence_mask();
-        let entry = self
-            .entries
-            .get_mut(index)
-            .filter(|entry| entry.sequence == sequence);
-        let value = entry.and_then(|entry| {
-            let value = entry.value.take()?;
-            entry.sequence = entry.sequence.wrapping_add(1) & mask;
-            Some(value)
-        });
-        let value = value.ok_or(StaleCommand { id })?;
+        let index = self.index(id);
+        let Some(entry) = self.entries.get_mut(index).filter(|entry| entry.id == id.0) else {
+            return Err(StaleCommand { id });
+        };
+        let Some(value) = entry.value.take() else {
+            return Err(StaleCommand { id });
+        };
+        entry.id = id.0.wrapping_add(self.step);
         self.in_flight -= 1;
-        // The index came from the id's slot bits, so it fits.
-        self.free.push(u16::try_from(index).unwrap_or(0));
+        self.free.push(id.0 & self.mask);
         Ok(value)
     }
 
     /// Every command in flight with its id, in slot order.
     pub fn iter(&self) -> impl Iterator<Item = (CommandId, &T)> {
-        self.entries.iter().enumerate().filter_map(|(index, entry)| {
-            let index = u16::try_from(index).ok()?;
-            entry
-                .value
-                .as_ref()
-                .map(|value| (self.id(index, entry.sequence), value))
+        self.entries.iter().filter_map(|entry| {
+            let value = entry.value.as_ref()?;
+            Some((CommandId(entry.id), value))
         })
     }
 
@@ -209,18 +208,9 @@ impl<T> Slots<T> {
             .collect()
     }
 
-    fn sequence_mask(&self) -> u16 {
-        u16::MAX.checked_shr(self.slot_bits).unwrap_or(0)
-    }
-
-    fn id(&self, index: u16, sequence: u16) -> CommandId {
-        CommandId(sequence.checked_shl(self.slot_bits).unwrap_or(0) | index)
-    }
-
-    fn parts(&self, id: CommandId) -> (usize, u16) {
-        let sequence = id.0.checked_shr(self.slot_bits).unwrap_or(0);
-        let index = id.0 & !(u16::MAX.checked_shl(self.slot_bits).unwrap_or(0));
-        (usize::from(index), sequence)
+    #[inline]
+    fn index(&self, id: CommandId) -> usize {
+        usize::from(id.0 & self.mask)
     }
 }
 
