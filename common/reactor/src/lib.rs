@@ -22,8 +22,10 @@
     reason = "hands memory to the kernel for as long as operations on sockets are in flight"
 )]
 
+pub mod dma_buf;
 pub mod file_ring;
 pub mod mapping;
+pub mod nvme;
 mod readiness;
 mod slab;
 pub mod socket;
