@@ -1,8 +1,8 @@
 //! Admin commands without a module of their own: queues, Abort, Keep Alive and Asynchronous Event Request.
 //! Base 2.0 §5.
 //!
-//! Not implemented: firmware, format, namespace management, security, sanitize, directives and virtualization
-//! commands; their opcodes are named.
+//! Not implemented: firmware, security, sanitize and directives commands; their opcodes are named. Those that manage
+//! namespaces and virtual functions are in [`crate::manage`].
 
 use crate::command::{AdminOpcode, Sqe};
 use zerocopy::little_endian::{U16, U32};

@@ -33,6 +33,7 @@
 //! | [`log`](mod@log) | Get Log Page and its pages, discovery and ANA among them | Base 2.0 §5.16 |
 //! | [`feature`] | Get and Set Features | Base 2.0 §5.15, §5.27 |
 //! | [`event`] | asynchronous events | Base 2.0 §5.2 |
+//! | [`manage`] | namespaces, formats, doorbell buffers, virtual functions | Base 2.0 §5.8, §5.14, §5.20, §5.21, §5.30 |
 //! | [`nvm`] | Read, Write, Compare, Write Zeroes, Dataset Management, … | NVM Command Set 1.0 §3.2 |
 //! | [`fabrics`] | Connect, Disconnect, properties, authentication commands | Base 2.0 §6 |
 //! | [`auth`] | authentication messages | Base 2.0 §8.13 |
@@ -87,6 +88,7 @@ pub mod fabrics;
 pub mod feature;
 pub mod identify;
 pub mod log;
+pub mod manage;
 pub mod nqn;
 pub mod nvm;
 pub mod rdma;

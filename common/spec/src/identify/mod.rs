@@ -1,7 +1,7 @@
 //! The Identify command and its data structures. Base 2.0 §5.17, NVM Command Set 1.0 §4.1.5.
 //!
-//! Not implemented: primary and secondary controller capabilities, domain, endurance group and UUID lists, and the
-//! structures of command sets other than NVM.
+//! Not implemented: domain, endurance group and UUID lists, and the structures of command sets other than NVM. Primary and
+//! secondary controllers are in [`crate::manage`].
 
 mod controller;
 mod namespace;
