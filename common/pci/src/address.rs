@@ -14,7 +14,9 @@ pub struct PciAddress {
 
 /// Text that is no PCI address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no pci address: write domain:bus:device.function in hexadecimal, as 0000:01:00.0 or 01:00.0")]
+#[error(
+    "{text:?} is no pci address: write domain:bus:device.function in hexadecimal, as 0000:01:00.0 or 01:00.0"
+)]
 pub struct PciAddressError {
     /// What was given.
     pub text: String,
@@ -119,7 +121,12 @@ mod tests {
     fn addresses_are_read_as_lspci_writes_them() {
         let address: PciAddress = "0000:01:1f.7".parse().unwrap();
         assert_eq!(
-            (address.domain(), address.bus(), address.device(), address.function()),
+            (
+                address.domain(),
+                address.bus(),
+                address.device(),
+                address.function()
+            ),
             (0, 1, 31, 7)
         );
         assert_eq!("01:1f.7".parse(), Ok(address));

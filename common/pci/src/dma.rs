@@ -153,6 +153,12 @@ impl DmaSpace {
         self.0.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Asks the backend again which addresses may be used, and stops giving out others: a function that joins the space may take some away.
+    pub fn refresh_usable(&self) {
+        let usable = self.0.backend.usable();
+        self.free().keep_only(&usable, self.0.page);
+    }
+
     /// Makes a region reachable for devices until the last clone of the result is dropped. Whole pages are mapped: what shares the
     /// region's first and last page is reachable too, so map page-aligned memory where that matters.
     ///
@@ -203,7 +209,11 @@ impl DmaSpace {
             .checked_next_multiple_of(self.0.page)
             .filter(|len| *len > 0)
             .ok_or(DmaError::NoAddresses { len })?;
-        let unit = if len >= LARGE_PAGE { LARGE_PAGE } else { self.0.page };
+        let unit = if len >= LARGE_PAGE {
+            LARGE_PAGE
+        } else {
+            self.0.page
+        };
         let range = self
             .free()
             .take(len, unit, 0)
@@ -435,7 +445,10 @@ mod tests {
             space.map(&Region::allocate(8 << 20, 1).unwrap(), Access::Read),
             Err(DmaError::NoAddresses { .. })
         ));
-        assert!(matches!(space.reserve(u64::MAX), Err(DmaError::NoAddresses { .. })));
+        assert!(matches!(
+            space.reserve(u64::MAX),
+            Err(DmaError::NoAddresses { .. })
+        ));
         assert_eq!(space.free().free_bytes(), free);
     }
 

@@ -55,6 +55,23 @@ impl IovaAllocator {
         }
     }
 
+    /// Forgets free addresses that lie in none of these ranges; the page at address 0 stays out.
+    pub fn keep_only(&mut self, ranges: &[IovaRange], page: u64) {
+        let allowed = Self::new(ranges, page);
+        let mut kept = Self::default();
+        for (start, len) in &self.free {
+            // Last bytes are compared: ends may be past the last address.
+            let last = start + (len - 1);
+            for (from, more) in &allowed.free {
+                let (first, end) = (*start.max(from), last.min(from + (more - 1)));
+                if first <= end {
+                    kept.insert(first, end - first + 1);
+                }
+            }
+        }
+        *self = kept;
+    }
+
     /// Bytes that are free.
     #[must_use]
     pub fn free_bytes(&self) -> u64 {
@@ -106,6 +123,26 @@ mod tests {
         assert_eq!(all.end(), None);
         allocator.give_back(all);
         assert_eq!(allocator.free_bytes(), 0x1000);
+    }
+
+    #[test]
+    fn addresses_that_are_no_longer_usable_are_forgotten() {
+        let mut allocator =
+            IovaAllocator::new(&[range(0x1000, 0x9000), range(u64::MAX - 0xfff, 0x1000)], 0x1000);
+        let out = allocator.take(0x2000, 1, 0).unwrap();
+        allocator.keep_only(
+            &[
+                range(0, 0x5000),
+                range(0x8000, 0x1000),
+                range(u64::MAX - 0xfff, 0x1000),
+            ],
+            0x1000,
+        );
+        assert_eq!(allocator.free_bytes(), 0x2000 + 0x1000 + 0x1000);
+        assert_eq!(allocator.take(0x2000, 1, 0), Some(range(0x3000, 0x2000)));
+        assert_eq!(allocator.take(0x1000, 1, 0), Some(range(0x8000, 0x1000)));
+        allocator.give_back(out);
+        assert_eq!(allocator.take(0x2000, 1, 0), Some(out));
     }
 
     proptest! {

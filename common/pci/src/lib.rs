@@ -6,6 +6,7 @@
 //!   get an [`Iova`](homi_queue::Iova). Finding free addresses and giving them back is done here; a [`DmaBackend`] installs them.
 //! - [`PciAddress`] — where a function is.
 //! - [`Vector`] — an interrupt as a descriptor to sleep on.
+//! - [`topology`] — where functions are, what is between them and who uses them, from sysfs.
 //!
 //! No unsafe code and no device access here. Registers and DMA go by traits with virtual calls: one doorbell per batch costs a call of a
 //! few instructions, and in return nothing above is generic over the device.
@@ -15,6 +16,7 @@ mod address;
 mod dma;
 mod function;
 mod iova;
+pub mod topology;
 mod vector;
 
 pub use address::{PciAddress, PciAddressError};
