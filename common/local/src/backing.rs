@@ -1,14 +1,18 @@
-//! [`Backing`] and [`LocalQueue`]: either of the executors, where the choice is made at run time.
+//! [`Backing`] and [`LocalQueue`]: any of the executors, where the choice is made at run time.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use homi_queue::{Command, CommandId, Completed, Data, Queue, QueueFull, QueueLost, Slot, Wait};
+use homi_queue::{Buffer, Command, CommandId, Completed, Data, Queue, QueueFull, QueueLost, Slot, Wait};
+use homi_reactor::dma_buf::{self, DmaBufUnsupported};
 use homi_reactor::file_ring::FileBackend;
+use homi_reactor::nvme::Registration;
 
 use crate::file::File;
 use crate::file_queue::FileQueue;
 use crate::geometry::NamespaceGeometry;
+use crate::passthrough::Passthrough;
+use crate::passthrough_queue::PassthroughQueue;
 use crate::ram::{Ram, RamQueue};
 
 /// What a namespace is kept in. Cloning shares it; each shard opens its own queue on it.
@@ -18,6 +22,19 @@ pub enum Backing {
     Ram(Ram),
     /// A regular file or block device.
     File(File),
+    /// A namespace behind the kernel's NVMe driver.
+    Passthrough(Passthrough),
+}
+
+/// What a queue has done so far, whatever its executor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LocalCounters {
+    /// Operations given to the system.
+    pub operations: u64,
+    /// System calls made for them.
+    pub system_calls: u64,
+    /// Regions registered with the system.
+    pub registrations: u64,
 }
 
 impl Backing {
@@ -27,19 +44,58 @@ impl Backing {
         match self {
             Self::Ram(ram) => ram.geometry(),
             Self::File(file) => file.geometry(),
+            Self::Passthrough(device) => device.geometry(),
         }
     }
 
-    /// A queue on it for up to `depth` commands in flight; `backend` matters to files only.
+    /// Asks for data in memory of a device: a dma-buf that reads land in and writes come from, without passing through host memory. It is
+    /// never copied behind the caller's back; where the kernel cannot do it, the answer names what it lacks.
+    ///
+    /// # Errors
+    /// [`DmaBufUnsupported`]: the descriptor is no dma-buf, this kind of executor cannot use one, or the kernel lacks the feature.
+    pub fn request_dma_buf(&self, buffer: BorrowedFd<'_>) -> Result<(), DmaBufUnsupported> {
+        let no = |executor, reason| Err(DmaBufUnsupported::Executor { executor, reason });
+        match self {
+            Self::Ram(_) => no(
+                "memory of this process",
+                "its blocks have addresses of this process",
+            ),
+            Self::File(file) if !file.is_block_device() => no(
+                "a regular file",
+                "the kernel maps a dma-buf for a block device only",
+            ),
+            Self::File(file) => dma_buf::probe(buffer, file.0.descriptor.as_fd()),
+            Self::Passthrough(device) => dma_buf::probe(buffer, device.0.descriptor.as_fd()),
+        }
+    }
+
+    /// A queue on it for up to `depth` commands in flight; `backend` matters to files only. No memory is kept registered with the system.
     ///
     /// # Errors
     /// What the system said when there are no descriptors or memory for it, or when io_uring was demanded and is refused.
     pub fn open_queue(&self, depth: u16, backend: FileBackend) -> io::Result<LocalQueue> {
+        self.open_queue_with(depth, backend, Registration::Explicit)
+    }
+
+    /// The same with a choice of which memory is kept registered with the system between commands, where the executor can
+    /// ([`Backing::Passthrough`]).
+    ///
+    /// # Errors
+    /// As for [`Backing::open_queue`].
+    pub fn open_queue_with(
+        &self,
+        depth: u16,
+        backend: FileBackend,
+        registration: Registration,
+    ) -> io::Result<LocalQueue> {
         match self {
             Self::Ram(ram) => Ok(LocalQueue::Ram(ram.open_queue(depth))),
             Self::File(file) => file
                 .open_queue(depth, backend)
                 .map(|queue| LocalQueue::File(Box::new(queue))),
+            Self::Passthrough(device) => device
+                .open_queue(depth, registration)
+                .map(|queue| LocalQueue::Passthrough(Box::new(queue))),
         }
     }
 }
@@ -56,6 +112,12 @@ impl From<File> for Backing {
     }
 }
 
+impl From<Passthrough> for Backing {
+    fn from(device: Passthrough) -> Self {
+        Self::Passthrough(device)
+    }
+}
+
 /// A queue on a [`Backing`].
 #[derive(Debug)]
 pub enum LocalQueue {
@@ -63,6 +125,8 @@ pub enum LocalQueue {
     Ram(RamQueue),
     /// On a file.
     File(Box<FileQueue>),
+    /// On a namespace behind the kernel's driver.
+    Passthrough(Box<PassthroughQueue>),
 }
 
 macro_rules! either {
@@ -70,6 +134,7 @@ macro_rules! either {
         match $self {
             Self::Ram($queue) => $call,
             Self::File($queue) => $call,
+            Self::Passthrough($queue) => $call,
         }
     };
 }
@@ -79,6 +144,30 @@ impl LocalQueue {
     #[must_use]
     pub fn geometry(&self) -> &NamespaceGeometry {
         either!(self, queue => queue.geometry())
+    }
+
+    /// What it has done so far.
+    #[must_use]
+    pub fn counters(&self) -> LocalCounters {
+        match self {
+            Self::Ram(_) => LocalCounters::default(),
+            Self::File(queue) => {
+                let counters = queue.counters().ring;
+                LocalCounters {
+                    operations: counters.operations,
+                    system_calls: counters.system_calls,
+                    registrations: 0,
+                }
+            }
+            Self::Passthrough(queue) => {
+                let counters = queue.counters().ring;
+                LocalCounters {
+                    operations: counters.operations,
+                    system_calls: counters.system_calls,
+                    registrations: counters.registrations,
+                }
+            }
+        }
     }
 }
 
@@ -105,6 +194,10 @@ impl Queue for LocalQueue {
 
     fn poll(&mut self, completed: &mut impl Extend<Completed>) -> Result<usize, QueueLost> {
         either!(self, queue => queue.poll(completed))
+    }
+
+    fn take_back(&mut self, data: Data) -> Result<Buffer, Data> {
+        either!(self, queue => queue.take_back(data))
     }
 }
 

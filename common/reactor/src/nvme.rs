@@ -47,6 +47,8 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 pub const MAX_RANGES: usize = 1024;
 /// Ranges that there is room for from the start; longer lists make room once.
 const FEW_RANGES: usize = 8;
+/// User data of a submission that only wakes.
+const WAKE: u64 = u64::MAX;
 /// How often a command that the kernel asks to repeat (`EAGAIN`) is repeated before it fails. It was not executed then.
 const MAX_REPEATS: u8 = 64;
 
@@ -111,6 +113,22 @@ pub struct NvmeRefused {
     pub data: Data,
 }
 
+/// A command for a ring.
+#[derive(Debug)]
+pub struct NvmeOperation {
+    /// Comes back with the outcome; may be anything.
+    pub token: u64,
+    /// The command. Its namespace and data pointer are set by the ring.
+    pub command: Command,
+    /// Memory that belongs to the operation until it is over.
+    pub data: Data,
+    /// The bytes of it that the command uses; an empty range for none.
+    pub part: Range<usize>,
+    /// Whether the memory may be kept registered ([`Registration::Automatic`]); not if it is looked at how many references there
+    /// are to it.
+    pub lasting: bool,
+}
+
 /// What the controller said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NvmeOutcome {
@@ -138,7 +156,7 @@ struct Entry {
     token: u64,
     command: Command,
     data: Data,
-    part: Range<usize>,
+    lasting: bool,
     repeats: u8,
     busy: bool,
     ranges: Ranges,
@@ -156,6 +174,8 @@ pub struct NvmeRing {
     free: Vec<u32>,
     depth: usize,
     in_flight: usize,
+    /// A submission is on its way that only wakes.
+    waking: bool,
     counters: NvmeRingCounters,
 }
 
@@ -192,6 +212,7 @@ impl NvmeRing {
             free: Vec::new(),
             depth: usize::from(depth),
             in_flight: 0,
+            waking: false,
             counters: NvmeRingCounters::default(),
         })
     }
@@ -215,18 +236,18 @@ impl NvmeRing {
         self.registered.forget(&self.ring.submitter(), address);
     }
 
-    /// Takes a command and the memory it uses: the bytes `part` of `data`, or none. It starts with the next [`NvmeRing::submit`].
-    /// The token comes back from [`NvmeRing::poll`] and may be anything.
+    /// Takes a command with its memory; it starts with the next [`NvmeRing::submit`].
     ///
     /// # Errors
     /// [`NvmeRefused`], with the memory, if the command cannot be taken.
-    pub fn push(
-        &mut self,
-        token: u64,
-        command: Command,
-        data: Data,
-        part: Range<usize>,
-    ) -> Result<(), NvmeRefused> {
+    pub fn push(&mut self, operation: NvmeOperation) -> Result<(), NvmeRefused> {
+        let NvmeOperation {
+            token,
+            command,
+            data,
+            part,
+            lasting,
+        } = operation;
         let refuse = |reason, data| Err(NvmeRefused { reason, data });
         if self.in_flight >= self.depth {
             return refuse(NvmeRefusal::Full, data);
@@ -242,20 +263,29 @@ impl NvmeRing {
         let Some(entry) = self.entries.get_mut(index as usize) else {
             return refuse(NvmeRefusal::Full, data);
         };
-        if !entry.ranges.fill(&data, part.clone()) {
+        if !entry.ranges.fill(&data, part) {
             self.free.push(index);
             return refuse(NvmeRefusal::Ranges, data);
         }
         entry.token = token;
         entry.command = command;
         entry.data = data;
-        entry.part = part;
+        entry.lasting = lasting;
         entry.repeats = 0;
         entry.busy = true;
         self.in_flight += 1;
         self.counters.operations += 1;
         self.stage(index);
         Ok(())
+    }
+
+    /// Has the next [`NvmeRing::submit`] make the descriptor readable, for an outcome that is known without the drive.
+    pub fn wake(&mut self) {
+        if !self.waking {
+            self.waking = true;
+            let nop = squeue::Entry128::from(opcode::Nop::new().build());
+            self.put(&nop.user_data(WAKE));
+        }
     }
 
     fn take_entry(&mut self) -> u32 {
@@ -267,7 +297,7 @@ impl NvmeRing {
             token: 0,
             command: Command::default(),
             data: Data::None,
-            part: 0..0,
+            lasting: false,
             repeats: 0,
             busy: false,
             ranges: Ranges::new(),
@@ -286,7 +316,9 @@ impl NvmeRing {
             [] => (wire::URING_CMD_IO, 0, 0),
             [range] => {
                 if let Data::One(segment) = &entry.data {
-                    let found = self.registered.find(&self.ring.submitter(), segment.region());
+                    let found = self
+                        .registered
+                        .find(&self.ring.submitter(), segment.region(), entry.lasting);
                     self.counters.registrations += u64::from(found.is_new);
                     buffer = found.index;
                 }
@@ -347,7 +379,10 @@ impl NvmeRing {
     pub fn poll(&mut self, f: &mut impl FnMut(u64, io::Result<NvmeOutcome>, Data)) -> io::Result<usize> {
         let mut over = 0;
         let mut staged = false;
-        if self.in_flight > 0 && self.ring.completion().is_empty() && self.ring.submission().taskrun() {
+        if (self.in_flight > 0 || self.waking)
+            && self.ring.completion().is_empty()
+            && self.ring.submission().taskrun()
+        {
             // Completions wait for this thread to enter the kernel.
             self.counters.system_calls += 1;
             match self.ring.submit_and_wait(0) {
@@ -357,6 +392,10 @@ impl NvmeRing {
             }
         }
         while let Some((user_data, result, extra)) = next(&mut self.ring) {
+            if user_data == WAKE {
+                self.waking = false;
+                continue;
+            }
             let index = u32::try_from(user_data).unwrap_or(u32::MAX);
             let Some(entry) = self.entries.get_mut(index as usize).filter(|entry| entry.busy) else {
                 continue;
@@ -428,9 +467,13 @@ impl NvmeRing {
         self.depth = 0;
     }
 
-    /// How many commands the kernel may hold.
+    /// How many commands the kernel may hold: never too few, but one too many while a waking submission is there too.
     fn in_kernel(&mut self) -> usize {
-        let unsent = self.ring.submission().len();
+        let unsent = self
+            .ring
+            .submission()
+            .len()
+            .saturating_sub(usize::from(self.waking));
         self.in_flight.saturating_sub(unsent)
     }
 
@@ -454,7 +497,8 @@ fn build(depth: u16) -> Result<IoUring<squeue::Entry128, cqueue::Entry32>, NvmeR
         .setup_coop_taskrun()
         .setup_taskrun_flag()
         .setup_submit_all()
-        .build(u32::from(depth))
+        // One more than the depth, for waking.
+        .build(u32::from(depth) + 1)
         .map_err(|source| match source.raw_os_error() {
             // The flags are as old as the large entries.
             Some(libc::EINVAL) => NvmeRingError::NoLargeEntries,

@@ -52,7 +52,7 @@ impl Registered {
     }
 
     /// The buffer that this region is; one that is used a second time is registered if that is wanted.
-    pub(super) fn find(&mut self, submitter: &Submitter<'_>, region: &Region) -> Found {
+    pub(super) fn find(&mut self, submitter: &Submitter<'_>, region: &Region, lasting: bool) -> Found {
         let none = Found {
             index: None,
             is_new: false,
@@ -67,7 +67,7 @@ impl Registered {
                 is_new: false,
             };
         }
-        if self.registration == Registration::Explicit {
+        if self.registration == Registration::Explicit || !lasting {
             return none;
         }
         if !self.seen.contains(&base) {

@@ -17,11 +17,27 @@ fn ring(device: &str, registration: Registration) -> Option<NvmeRing> {
     }
 }
 
+fn push(
+    ring: &mut NvmeRing,
+    token: u64,
+    command: Command,
+    data: Data,
+    part: Range<usize>,
+) -> Result<(), NvmeRefused> {
+    ring.push(NvmeOperation {
+        token,
+        command,
+        data,
+        part,
+        lasting: true,
+    })
+}
+
 fn run(ring: &mut NvmeRing, commands: Vec<(Command, Data)>) -> Vec<(u64, io::Result<NvmeOutcome>, Data)> {
     let count = commands.len();
     for (token, (command, data)) in commands.into_iter().enumerate() {
         let len = data.len();
-        ring.push(token as u64, command, data, 0..len).unwrap();
+        push(ring, token as u64, command, data, 0..len).unwrap();
     }
     ring.submit().unwrap();
     let mut outcomes = Vec::new();
@@ -127,20 +143,19 @@ fn what_cannot_be_pushed_is_handed_back() {
     };
     let region = Region::allocate(4096, 4096).unwrap();
     let data = || Data::One(region.segment(0..4096).unwrap());
-    let refused = ring
-        .push(0, Command::read(1, 0, 8), Data::Anywhere { len: 4096 }, 0..4096)
-        .unwrap_err();
+    let anywhere = Data::Anywhere { len: 4096 };
+    let refused = push(&mut ring, 0, Command::read(1, 0, 8), anywhere, 0..4096).unwrap_err();
     assert_eq!(refused.reason, NvmeRefusal::Memory);
-    let refused = ring.push(0, Command::read(1, 0, 8), data(), 1..4097).unwrap_err();
+    let refused = push(&mut ring, 0, Command::read(1, 0, 8), data(), 1..4097).unwrap_err();
     assert_eq!((refused.reason, refused.data.len()), (NvmeRefusal::Memory, 4096));
     let many = Data::List((0..=MAX_RANGES).map(|_| region.segment(0..4).unwrap()).collect());
     let len = many.len();
-    let refused = ring.push(0, Command::read(1, 0, 8), many, 0..len).unwrap_err();
+    let refused = push(&mut ring, 0, Command::read(1, 0, 8), many, 0..len).unwrap_err();
     assert_eq!(refused.reason, NvmeRefusal::Ranges);
     for token in 0..8 {
-        ring.push(token, Command::flush(1), Data::None, 0..0).unwrap();
+        push(&mut ring, token, Command::flush(1), Data::None, 0..0).unwrap();
     }
-    let refused = ring.push(8, Command::flush(1), Data::None, 0..0).unwrap_err();
+    let refused = push(&mut ring, 8, Command::flush(1), Data::None, 0..0).unwrap_err();
     assert_eq!(refused.reason, NvmeRefusal::Full);
     let mut closed = 0;
     ring.close(&mut |_, _| closed += 1);
@@ -162,4 +177,25 @@ fn a_device_that_takes_no_commands_says_so() {
             .raw_os_error(),
         Some(libc::ENOTTY)
     );
+}
+
+#[test]
+fn a_sleeper_is_woken_for_what_is_known_already() {
+    let Some(mut ring) = ring("/dev/null", Registration::Explicit) else {
+        return;
+    };
+    let readable = |ring: &NvmeRing| {
+        let mut descriptor = [PollFd::new(ring.wait_descriptor(), PollFlags::POLLIN)];
+        nix::poll::poll(&mut descriptor, PollTimeout::ZERO).unwrap() == 1
+    };
+    assert!(!readable(&ring));
+    ring.wake();
+    ring.wake();
+    ring.submit().unwrap();
+    assert!(readable(&ring));
+    assert_eq!(
+        ring.poll(&mut |_, _, _| panic!("there is no command")).unwrap(),
+        0
+    );
+    assert!(!readable(&ring));
 }
