@@ -742,6 +742,12 @@ impl Engine {
         !self.core.busy.is_empty()
     }
 
+    /// Whether commands wait for buffers.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn wants_buffers(&self) -> bool {
+        !self.core.waiting_for_buffers.is_empty()
+    }
+
     /// Whether there is something to do at once, though nothing will say so: a command that waits for a buffer may have one, or
     /// an executor has commands that it executes only when it is run.
     pub(crate) fn is_pressing(&self) -> bool {

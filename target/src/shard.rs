@@ -401,7 +401,7 @@ impl Shard {
             return Wait::Poll;
         }
         let deadline = self.deadlines.peek().map(|Reverse((due, _))| *due);
-        let deadline = match (deadline, self.rdma.next_deadline()) {
+        let deadline = match (deadline, self.rdma.next_deadline(now)) {
             (Some(one), Some(other)) => Some(one.min(other)),
             (one, other) => one.or(other),
         };

@@ -91,7 +91,7 @@ impl Driver {
 
     pub(crate) fn end(&mut self, _session: Key, _engine: &mut Engine, _now: Instant) {}
 
-    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+    pub(crate) fn next_deadline(&self, _now: Instant) -> Option<Instant> {
         None
     }
 

@@ -38,7 +38,7 @@ pub(super) fn make(
         receives: entries,
         receive_pieces: adapter.pieces(),
     };
-    let made = request.create_qp(&adapter.pd, &adapter.cq, adapter.shared.as_ref(), &options);
+    let made = request.create_qp(&adapter.pd, &adapter.sent.cq, adapter.shared.as_ref(), &options);
     let mut accepting = match made {
         Ok(accepting) => accepting,
         Err(Refused { object, error }) => return refuse(object, &Refusal::Resources, &error),

@@ -47,6 +47,29 @@ struct Slot {
     data: u64,
 }
 
+/// A completion queue, and how the shard sleeps on it.
+pub(super) struct Polled {
+    pub(super) cq: CompletionQueue,
+    pub(super) watched: Option<SocketKey>,
+    /// It says when a completion comes.
+    pub(super) armed: bool,
+}
+
+impl Polled {
+    fn new(device: &Device, entries: u32, vector: u32) -> Result<Self, VerbsError> {
+        let options = CompletionQueueOptions {
+            entries,
+            sleep: true,
+            vector,
+        };
+        Ok(Self {
+            cq: CompletionQueue::new(device, options)?,
+            watched: None,
+            armed: false,
+        })
+    }
+}
+
 /// One device of one shard.
 pub(super) struct Adapter {
     pub(super) registry: Registry,
@@ -68,13 +91,14 @@ pub(super) struct Adapter {
     pub(super) idle_since: Option<Instant>,
     /// Its device is gone, or of no use any more.
     pub(super) is_lost: bool,
-    /// Its completion queue cannot be polled.
+    /// One of its completion queues cannot be polled.
     pub(super) is_broken: bool,
-    pub(super) watched: Option<SocketKey>,
-    /// The completion queue says when a completion comes.
-    pub(super) armed: bool,
     options: AdapterOptions,
-    pub(super) cq: CompletionQueue,
+    /// Of shared receives. Apart from what is sent, so that a shard that sleeps is woken by commands and not once more by each response that
+    /// was sent.
+    pub(super) received: Option<Polled>,
+    /// Of everything else.
+    pub(super) sent: Polled,
     pub(super) pd: Pd,
     pub(super) device: Device,
 }
@@ -97,23 +121,16 @@ impl Adapter {
         receives = receives.min(completions / 2).max(1);
         let options = AdapterOptions { receives, ..options };
         let pd = Pd::new(&device)?;
-        let cq = CompletionQueue::new(
-            &device,
-            CompletionQueueOptions {
-                entries: completions,
-                sleep: true,
-                vector: options.vector,
-            },
-        )?;
-        let shared = if has_shared {
-            match SharedReceives::new(&pd, &cq, receives, pieces) {
-                Ok(shared) => Some(shared),
-                Err(VerbsError::Unsupported(_)) => None,
+        let sent = Polled::new(&device, completions, options.vector)?;
+        let (mut shared, mut received) = (None, None);
+        if has_shared {
+            let queue = Polled::new(&device, receives, options.vector)?;
+            match SharedReceives::new(&pd, &queue.cq, receives, pieces) {
+                Ok(receives) => (shared, received) = (Some(receives), Some(queue)),
+                Err(VerbsError::Unsupported(_)) => {}
                 Err(error) => return Err(error),
             }
-        } else {
-            None
-        };
+        }
         Ok(Self {
             registry: Registry::new(&pd),
             shared,
@@ -127,13 +144,17 @@ impl Adapter {
             idle_since: None,
             is_lost: false,
             is_broken: false,
-            watched: None,
-            armed: false,
             options,
-            cq,
+            received,
+            sent,
             pd,
             device,
         })
+    }
+
+    /// Its completion queues: of what was sent first, since a command that comes may refer to a response that was sent.
+    pub(super) fn queues(&mut self) -> impl Iterator<Item = &mut Polled> {
+        std::iter::once(&mut self.sent).chain(self.received.as_mut())
     }
 
     /// Whether it may have more connections.

@@ -13,15 +13,15 @@ use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use homi_fabric::rdma::WorkId;
 use homi_fabric::rdma::cm::{QueueLimits, Refusal};
+use homi_fabric::rdma::{ControllerConnection, WorkId};
 use homi_fabric::time::Instant;
 use homi_reactor::Reactor;
 use homi_spec::fabrics::ADMIN_SQSIZE_MIN;
 use homi_verbs::{CmEventKind, Completion, Completions, ConnectRequest, Device, IdKey, Qp, VerbsError};
 
 use super::accept::{make, refuse};
-use super::adapter::{Adapter, AdapterOptions, close};
+use super::adapter::{Adapter, AdapterOptions, Polled, close};
 use super::post::push;
 use super::{Arrival, Letter};
 use crate::clock::Clock;
@@ -42,6 +42,8 @@ const LINGER: Duration = Duration::from_millis(100);
 /// How long a queue pair is in the error state, at least and at most, before it is destroyed.
 const DRAIN: Duration = Duration::from_millis(20);
 const DRAIN_AT_MOST: Duration = Duration::from_secs(1);
+/// How long a shard that is woken by nothing else sleeps at most while something that was sent is not known to be done.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Where a connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,8 +65,42 @@ struct Connection {
     /// Receives of its own queue that are not posted.
     free: Vec<u32>,
     state: State,
+    /// Work that is posted and of which nothing was heard yet.
+    outstanding: u16,
+    /// Something waits for such work to be done.
+    expecting: bool,
     /// As long as it is held, events are forwarded.
     _route: Arc<()>,
+}
+
+/// What all connections together have posted.
+#[derive(Debug, Default)]
+struct Posted {
+    outstanding: u64,
+    /// Connections that wait for some of it to be done.
+    expecting: usize,
+}
+
+impl Posted {
+    /// Takes over how a connection stands.
+    fn note(&mut self, connection: &mut Connection, link: &ControllerConnection) {
+        self.set(connection, link.outstanding(), link.waits_for_work());
+    }
+
+    fn set(&mut self, connection: &mut Connection, outstanding: u16, expecting: bool) {
+        let expecting = expecting || connection.state != State::Open;
+        self.outstanding =
+            (self.outstanding + u64::from(outstanding)).saturating_sub(connection.outstanding.into());
+        self.expecting =
+            (self.expecting + usize::from(expecting)).saturating_sub(connection.expecting.into());
+        (connection.outstanding, connection.expecting) = (outstanding, expecting);
+    }
+
+    /// A connection goes.
+    fn forget(&mut self, connection: &Connection) {
+        self.outstanding = self.outstanding.saturating_sub(connection.outstanding.into());
+        self.expecting = self.expecting.saturating_sub(connection.expecting.into());
+    }
 }
 
 /// A shard's connections over RDMA.
@@ -75,6 +111,7 @@ pub(crate) struct Driver {
     ids: HashMap<IdKey, Key>,
     batch: Box<Completions<BATCH>>,
     listed: Vec<Key>,
+    posted: Posted,
     /// Sessions without a queue pair whose commands executors still have.
     burying: Vec<(Key, usize)>,
     /// When connections are to be looked at.
@@ -96,6 +133,7 @@ impl Driver {
             ids: HashMap::new(),
             batch: Box::default(),
             listed: Vec::new(),
+            posted: Posted::default(),
             burying: Vec::new(),
             timers: BinaryHeap::new(),
             counters: RdmaCounters::default(),
@@ -223,6 +261,8 @@ impl Driver {
                 entries,
                 free,
                 state: State::Open,
+                outstanding: 0,
+                expecting: false,
                 _route: route,
             });
         }
@@ -310,6 +350,29 @@ impl Driver {
 
     fn poll_adapter(&mut self, index: usize, most: usize, engine: &mut Engine, clock: &Clock) -> usize {
         let mut taken = 0;
+        for which in [Which::Sent, Which::Received] {
+            taken += self.poll_queue(index, which, most, engine, clock);
+        }
+        // Both were empty.
+        if taken == 0
+            && let Some(adapter) = self.adapters.get_mut(index).and_then(Option::as_mut)
+        {
+            for number in adapter.stale.drain(..) {
+                adapter.sessions.remove(&number);
+            }
+        }
+        taken
+    }
+
+    fn poll_queue(
+        &mut self,
+        index: usize,
+        which: Which,
+        most: usize,
+        engine: &mut Engine,
+        clock: &Clock,
+    ) -> usize {
+        let mut taken = 0;
         while taken < most {
             let Some(adapter) = self.adapters.get_mut(index).and_then(Option::as_mut) else {
                 return taken;
@@ -317,13 +380,11 @@ impl Driver {
             if adapter.is_broken {
                 return taken;
             }
-            match adapter.cq.poll(&mut self.batch) {
-                Ok(0) => {
-                    for number in adapter.stale.drain(..) {
-                        adapter.sessions.remove(&number);
-                    }
-                    return taken;
-                }
+            let Some(queue) = which.of(adapter) else {
+                return taken;
+            };
+            match queue.cq.poll(&mut self.batch) {
+                Ok(0) => return taken,
                 Ok(count) => {
                     taken += count;
                     self.counters.completions += count as u64;
@@ -353,7 +414,7 @@ impl Driver {
         if completion.is_receive() {
             take_receive(adapter, connection, completion, engine, now);
         } else if let Some(connection) = connection {
-            take_send(connection, completion, engine, now);
+            take_send(connection, completion, &mut self.posted, engine, now);
         }
     }
 
@@ -451,6 +512,7 @@ impl Driver {
             Err(error) => failure = Some(error.to_string()),
         }
         let (over, has_work, is_sent) = (link.failed(), link.has_work(), link.outstanding() == 0);
+        self.posted.note(connection, link);
         if let Some(reason) = failure {
             let closing = Closing {
                 reason: format!("its work cannot be posted: {reason}"),
@@ -466,6 +528,8 @@ impl Driver {
             self.end(session, engine, clock.now());
         } else if is_closing && connection.state == State::Open {
             connection.state = State::Lingering;
+            let outstanding = connection.outstanding;
+            self.posted.set(connection, outstanding, true);
             self.timers
                 .push(Reverse((clock.now() + LINGER, session.to_bits())));
         }
@@ -479,6 +543,8 @@ impl Driver {
             return;
         };
         connection.state = State::Ending(now);
+        let outstanding = connection.outstanding;
+        self.posted.set(connection, outstanding, true);
         if connection.qp.disconnect().is_err()
             && let Err(error) = connection.qp.kill()
         {
@@ -489,14 +555,12 @@ impl Driver {
     }
 
     /// When something is to be done.
-    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+    pub(crate) fn next_deadline(&self, now: Instant) -> Option<Instant> {
         let timer = self.timers.peek().map(|Reverse((due, _))| *due);
+        let look = (self.posted.outstanding > 0).then(|| now + LOOK);
         let adapters = self.adapters.iter().flatten();
         let idle = adapters.filter_map(Adapter::kept_until).min();
-        match (timer, idle) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        }
+        [timer, idle, look].into_iter().flatten().min()
     }
 
     /// Does what is due. Says whether sessions are gone.
@@ -534,6 +598,7 @@ impl Driver {
             return self.timers.push(Reverse((now + DRAIN, session.to_bits())));
         }
         let Some(connection) = place.take() else { return };
+        self.posted.forget(&connection);
         let Connection {
             qp,
             adapter: index,
@@ -594,7 +659,8 @@ impl Driver {
             if let Some(adapter) = place.take() {
                 tracing::debug!(device = adapter.device.name(), "closed");
                 self.registrations += adapter.registry.registrations;
-                if let Some(watched) = adapter.watched {
+                let mut adapter = adapter;
+                for watched in adapter.queues().filter_map(|queue| queue.watched.take()) {
                     reactor.close(watched);
                 }
                 if adapter.is_lost {
@@ -611,7 +677,7 @@ impl Driver {
 
     // ---- sleep ----
 
-    /// Sees to it that completions wake the shard; false if there are some already, or if it must go on polling. Events of adapter `n`
+    /// Sees to it that completions wake the shard; false if there are some already, or if it must go on polling. Events of queue `n`
     /// carry `token | n`.
     pub(crate) fn may_sleep(
         &mut self,
@@ -620,10 +686,22 @@ impl Driver {
         clock: &Clock,
         token: u64,
     ) -> bool {
+        // What was sent wakes nobody unless something waits for it: a turn that something else starts, or `LOOK`, takes it.
+        let expecting = self.posted.expecting > 0 || engine.wants_buffers();
         let mut all = true;
         for (adapter, index) in self.adapters.iter_mut().zip(0..) {
-            if let Some(adapter) = adapter {
-                all &= arm(adapter, reactor, token | index);
+            let Some(adapter) = adapter else { continue };
+            if adapter.is_broken {
+                // Nothing will come of it.
+                continue;
+            }
+            let is_shared = adapter.received.is_some();
+            let (sent, received) = (token | (2 * index), token | (2 * index + 1));
+            if expecting || !is_shared || !adapter.stale.is_empty() {
+                all &= arm(&mut adapter.sent, reactor, sent);
+            }
+            if let Some(queue) = &mut adapter.received {
+                all &= arm(queue, reactor, received);
             }
         }
         // What came before they were armed is not announced.
@@ -631,10 +709,16 @@ impl Driver {
     }
 
     /// A completion queue has something, and no longer watches.
-    pub(crate) fn woken(&mut self, adapter: usize) {
-        if let Some(adapter) = self.adapters.get_mut(adapter).and_then(Option::as_mut) {
-            adapter.armed = false;
-            if let Err(error) = adapter.cq.disarm() {
+    pub(crate) fn woken(&mut self, queue: usize) {
+        let which = if queue.is_multiple_of(2) {
+            Which::Sent
+        } else {
+            Which::Received
+        };
+        let adapter = self.adapters.get_mut(queue / 2).and_then(Option::as_mut);
+        if let Some(queue) = adapter.and_then(|adapter| which.of(adapter)) {
+            queue.armed = false;
+            if let Err(error) = queue.cq.disarm() {
                 tracing::warn!("cannot read the events of a completion queue: {error}");
             }
         }
@@ -646,6 +730,22 @@ impl Driver {
         RdmaCounters {
             registrations: self.registrations + now,
             ..self.counters
+        }
+    }
+}
+
+/// One of an adapter's completion queues.
+#[derive(Debug, Clone, Copy)]
+enum Which {
+    Sent,
+    Received,
+}
+
+impl Which {
+    fn of(self, adapter: &mut Adapter) -> Option<&mut Polled> {
+        match self {
+            Self::Sent => Some(&mut adapter.sent),
+            Self::Received => adapter.received.as_mut(),
         }
     }
 }
@@ -721,7 +821,13 @@ fn take_receive(
     }
 }
 
-fn take_send(connection: &mut Connection, completion: Completion, engine: &mut Engine, now: Instant) {
+fn take_send(
+    connection: &mut Connection,
+    completion: Completion,
+    posted: &mut Posted,
+    engine: &mut Engine,
+    now: Instant,
+) {
     let status = completion.status();
     let mut completed = None;
     let ours = connection.qp.complete(completion, |released| {
@@ -734,12 +840,20 @@ fn take_send(connection: &mut Connection, completion: Completion, engine: &mut E
     };
     let session = connection.session;
     if status.is_success() {
-        if let Some(Err(error)) = engine.rdma(session, now, |link| link.completed(id)) {
+        let completed = engine.rdma(session, now, |link| {
+            let completed = link.completed(id);
+            posted.note(connection, link);
+            completed
+        });
+        if let Some(Err(error)) = completed {
             engine.close(session, broken(&error));
         }
         return;
     }
-    engine.rdma(session, now, |link| link.work_failed(id));
+    engine.rdma(session, now, |link| {
+        link.work_failed(id);
+        posted.note(connection, link);
+    });
     if !connection.is_ending() {
         fail(session, format!("a work request failed: {status}"), engine, now);
     }
@@ -758,26 +872,22 @@ fn fail(session: Key, reason: String, engine: &mut Engine, now: Instant) {
     );
 }
 
-fn arm(adapter: &mut Adapter, reactor: &mut Reactor, token: u64) -> bool {
-    if adapter.is_broken {
-        // Nothing will come of it.
-        return true;
-    }
-    if !adapter.armed {
-        if let Err(error) = adapter.cq.arm() {
+fn arm(queue: &mut Polled, reactor: &mut Reactor, token: u64) -> bool {
+    if !queue.armed {
+        if let Err(error) = queue.cq.arm() {
             tracing::warn!("cannot sleep until a completion comes, polling instead: {error}");
             return false;
         }
-        adapter.armed = true;
+        queue.armed = true;
     }
-    let watched = match adapter.watched {
+    let watched = match queue.watched {
         Some(watched) => watched,
         None => {
-            let Some(descriptor) = adapter.cq.descriptor() else {
+            let Some(descriptor) = queue.cq.descriptor() else {
                 return false;
             };
             match reactor.add_watched(descriptor, token) {
-                Ok(watched) => *adapter.watched.insert(watched),
+                Ok(watched) => *queue.watched.insert(watched),
                 Err(error) => {
                     tracing::warn!("cannot sleep on a completion queue, polling it instead: {error}");
                     return false;

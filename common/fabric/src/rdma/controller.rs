@@ -330,6 +330,13 @@ impl ControllerConnection {
         self.send_queue.outstanding()
     }
 
+    /// Whether something goes on only when work completes: data is being read, or work waits for room. Else completions only free memory,
+    /// which can be done at any time.
+    #[must_use]
+    pub fn waits_for_work(&self) -> bool {
+        self.reads > 0 || self.has_work()
+    }
+
     /// Whether work waits for room in the send queue, or for the end of other RDMA READs.
     #[must_use]
     pub fn has_work(&self) -> bool {
