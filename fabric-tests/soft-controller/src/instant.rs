@@ -1,0 +1,133 @@
+//! The shortest way from a doorbell to a completion, for counting a driver's instructions.
+//!
+//! An I/O queue's doorbell write copies the command identifiers of the new entries into completions, and nothing else: no command is looked
+//! at, no data is moved. What it costs is a lock, and a few loads and stores per command.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use homi_queue::Region;
+use homi_spec::registers::offset;
+
+/// A queue pair that is answered at once.
+#[derive(Debug)]
+pub(crate) struct InstantQueue {
+    pub(crate) qid: u16,
+    pub(crate) sq: (Region, usize),
+    pub(crate) sq_size: u32,
+    pub(crate) sq_head: u32,
+    pub(crate) cq: (Region, usize),
+    pub(crate) cq_size: u32,
+    pub(crate) cq_tail: u32,
+    pub(crate) phase: bool,
+}
+
+/// The queues of a function that are answered at once, by queue identifier.
+#[derive(Debug, Default)]
+pub(crate) struct Instant {
+    stride_shift: u32,
+    queues: Vec<Mutex<Option<InstantQueue>>>,
+    completed: AtomicU64,
+}
+
+impl Instant {
+    pub(crate) fn new(queues: u16, stride: u64) -> Self {
+        Self {
+            stride_shift: stride.trailing_zeros(),
+            queues: (0..=queues).map(|_| Mutex::new(None)).collect(),
+            completed: AtomicU64::new(0),
+        }
+    }
+
+    fn lock(queue: &Mutex<Option<InstantQueue>>) -> MutexGuard<'_, Option<InstantQueue>> {
+        queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces the queues.
+    pub(crate) fn set(&self, mut queues: Vec<InstantQueue>) {
+        for (qid, place) in (0_u16..).zip(&self.queues) {
+            let new = queues.iter().position(|queue| queue.qid == qid);
+            let mut old = Self::lock(place);
+            match new.map(|at| queues.swap_remove(at)) {
+                // A queue that goes on keeps its place.
+                Some(new) if old.as_ref().is_some_and(|old| old.is(&new)) => {}
+                new => *old = new,
+            }
+        }
+    }
+
+    pub(crate) fn clear(&self) {
+        self.set(Vec::new());
+    }
+
+    /// Commands completed this way.
+    pub(crate) fn completed(&self) -> u64 {
+        self.completed.load(Ordering::Relaxed)
+    }
+
+    /// Takes a doorbell write, if it is of such a queue.
+    pub(crate) fn doorbell(&self, at: u64, value: u32) -> bool {
+        let Some(at) = at.checked_sub(offset::DOORBELLS as u64) else {
+            return false;
+        };
+        let index = at >> self.stride_shift;
+        let Some(queue) = usize::try_from(index >> 1)
+            .ok()
+            .and_then(|qid| self.queues.get(qid))
+        else {
+            return false;
+        };
+        let mut queue = Self::lock(queue);
+        let Some(queue) = queue.as_mut() else { return false };
+        if index & 1 == 0 {
+            let done = queue.answer(value);
+            self.completed.fetch_add(done, Ordering::Relaxed);
+        }
+        true
+    }
+}
+
+impl InstantQueue {
+    fn is(&self, other: &Self) -> bool {
+        let same = |one: &(Region, usize), two: &(Region, usize)| {
+            one.0.host_address() == two.0.host_address() && one.1 == two.1
+        };
+        same(&self.sq, &other.sq) && same(&self.cq, &other.cq)
+    }
+
+    /// Completes every entry before `tail`. A tail out of range is not taken.
+    fn answer(&mut self, tail: u32) -> u64 {
+        let (Some(sq), Some(cq)) = (self.sq.0.words(), self.cq.0.words()) else {
+            return 0;
+        };
+        if tail >= self.sq_size {
+            return 0;
+        }
+        let mut done = 0;
+        while self.sq_head != tail {
+            // Entries of 8 and 2 words; the command identifier is in bits 31:16 of the first.
+            let entry = self.sq.1 + self.sq_head as usize * 8;
+            let Some(first) = sq.get(entry) else { break };
+            let cid = u64::from_le(first.load(Ordering::Relaxed)) >> 16 & 0xffff;
+            self.sq_head += 1;
+            if self.sq_head == self.sq_size {
+                self.sq_head = 0;
+            }
+            let place = self.cq.1 + self.cq_tail as usize * 2;
+            let (Some(low), Some(high)) = (cq.get(place), cq.get(place + 1)) else {
+                break;
+            };
+            low.store(0, Ordering::Relaxed);
+            let value =
+                u64::from(self.sq_head) | u64::from(self.qid) << 16 | cid << 32 | u64::from(self.phase) << 48;
+            high.store(value.to_le(), Ordering::Release);
+            self.cq_tail += 1;
+            if self.cq_tail == self.cq_size {
+                self.cq_tail = 0;
+                self.phase = !self.phase;
+            }
+            done += 1;
+        }
+        done
+    }
+}
