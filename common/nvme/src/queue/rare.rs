@@ -1,0 +1,340 @@
+//! What a queue does besides plain commands: other data, parts of split commands, refusals, interrupts, and its end.
+
+use std::mem;
+use std::sync::Arc;
+
+use homi_queue::{CommandId, Completed, Completion, Data, DataDirection, LostReason, QueueLost, Undelivered};
+use homi_spec::command::{Fuse, NvmOpcode};
+use homi_spec::status::Status;
+
+use super::{IoQueue, NO_SHAPE};
+use crate::error::Refusal;
+use crate::info::Shape;
+use crate::reach::{Extra, Pointer, Split};
+use crate::shared::{LEAKED, LOST, RUNNING, add};
+use crate::table::NONE;
+
+/// Dword 12 bit 29 of a read or write: protection information is inserted or stripped (PRACT).
+const PRACT: u32 = 1 << 29;
+
+impl IoQueue {
+    /// Takes over mappings and namespaces that came or went.
+    #[cold]
+    pub(super) fn refresh(&mut self) {
+        self.reach.refresh();
+        self.namespaces = self.controller.inner().namespaces();
+        self.shape = NO_SHAPE;
+    }
+
+    fn shape_of(&mut self, nsid: u32) -> Result<Shape, Refusal> {
+        if nsid == self.shape.nsid && !self.shape.separate {
+            return Ok(self.shape);
+        }
+        if self.reach.is_stale() {
+            self.refresh();
+        }
+        let namespaces = Arc::clone(&self.namespaces);
+        let found = namespaces
+            .binary_search_by_key(&nsid, |namespace| namespace.nsid())
+            .ok()
+            .and_then(|at| namespaces.get(at))
+            .ok_or(Refusal::Namespace { nsid })?;
+        if found.shape.separate {
+            return Err(Refusal::Metadata { nsid });
+        }
+        self.shape = found.shape;
+        Ok(found.shape)
+    }
+
+    /// Bytes that the command in a slot transfers, if that is known, and bytes of a block if it is about blocks.
+    fn transfer(&mut self, index: usize) -> Result<(Option<u64>, Option<u64>), Refusal> {
+        let Some(flight) = self.flights.get(index) else {
+            return Ok((None, None));
+        };
+        let command = flight.command;
+        match command.opcode() {
+            NvmOpcode::READ | NvmOpcode::WRITE | NvmOpcode::COMPARE => {
+                let shape = self.shape_of(command.nsid())?;
+                let mut block = u64::from(shape.transfer);
+                if shape.metadata == 8 && command.0.cdw12.get() & PRACT != 0 {
+                    // All metadata is protection information, which the controller adds and removes.
+                    block -= 8;
+                }
+                Ok((Some(u64::from(command.blocks()) * block), Some(block)))
+            }
+            NvmOpcode::DATASET_MANAGEMENT => Ok((Some(u64::from(command.ranges()) * 16), None)),
+            _ => Ok((None, None)),
+        }
+    }
+
+    /// Submits the command in a slot, whatever it is.
+    pub(super) fn submit_rare(&mut self, index: usize, id: CommandId) {
+        if let Err(refusal) = self.begin(index, id) {
+            self.refuse(index, id, refusal);
+        }
+    }
+
+    fn begin(&mut self, index: usize, id: CommandId) -> Result<(), Refusal> {
+        let (transfer, block) = self.transfer(index)?;
+        let max = self.reach.max_len();
+        let Some(flight) = self.flights.get_mut(index) else {
+            return Ok(());
+        };
+        flight.entry = NONE;
+        let direction = flight.command.direction();
+        let len = flight.data.len() as u64;
+        let wanted = transfer.unwrap_or(len);
+        let enough = if block.is_some() {
+            len == wanted
+        } else {
+            len >= wanted
+        };
+        if !enough {
+            return Err(Refusal::Length {
+                transfer: wanted,
+                data: len,
+            });
+        }
+        let fused = flight.command.0.fuse() != Fuse::NORMAL;
+        let mut split = None;
+        if wanted > max {
+            let too_long = Refusal::TooLong { len, max };
+            let block = block
+                .and_then(|block| usize::try_from(block).ok())
+                .filter(|block| *block > 0 && !fused)
+                .ok_or_else(|| too_long.clone())?;
+            let most = usize::try_from(max).unwrap_or(usize::MAX) / block * block;
+            if most == 0 {
+                return Err(too_long);
+            }
+            split = Some(Split {
+                at: 0,
+                len: most,
+                block,
+                most,
+            });
+        }
+        if let Data::Anywhere { len } = flight.data {
+            if direction != DataDirection::ControllerToHost {
+                return Err(Refusal::Anywhere);
+            }
+            if len > 0 {
+                self.reach
+                    .lend(&mut flight.data, &mut flight.extra, &self.shared.counters)?;
+            }
+        }
+        flight.extra.split = split;
+        if split.is_some() {
+            add(&self.shared.counters.split, 1);
+        }
+        self.place_part(index, id)
+    }
+
+    /// Places the part of a command that is due: all of it, if it is not split.
+    fn place_part(&mut self, index: usize, id: CommandId) -> Result<(), Refusal> {
+        let Some(flight) = self.flights.get_mut(index) else {
+            return Ok(());
+        };
+        let direction = flight.command.direction();
+        let mut command = flight.command;
+        let (at, len) = match flight.extra.split {
+            Some(split) => {
+                let before = (split.at / split.block) as u64;
+                command.0.set_lba(command.lba().wrapping_add(before));
+                let blocks = u32::try_from(split.len / split.block).unwrap_or(u32::MAX);
+                // Fewer than the whole command has.
+                let _ = command.0.set_blocks(blocks);
+                if self.shape.metadata > 0 {
+                    // The expected reference tag follows the blocks.
+                    let tag = command.0.cdw14.get();
+                    let step = u32::try_from(before & 0xffff_ffff).unwrap_or(0);
+                    command.0.cdw14 = tag.wrapping_add(step).into();
+                }
+                (split.at, split.len)
+            }
+            None => (0, flight.data.len()),
+        };
+        let pointer = if direction == DataDirection::None {
+            Pointer::default()
+        } else {
+            self.reach.point(
+                &flight.data,
+                at,
+                len,
+                direction,
+                &mut flight.extra,
+                &self.shared.counters,
+            )?
+        };
+        let words: [u64; 8] = zerocopy::transmute!(command.0);
+        let words = words.map(u64::from_le);
+        self.place(index, id, &words, pointer);
+        Ok(())
+    }
+
+    /// Ends a command that the controller never saw.
+    fn refuse(&mut self, index: usize, id: CommandId, refusal: Refusal) {
+        let status = refusal.status();
+        add(&self.shared.counters.refused, 1);
+        self.refusal = Some(refusal);
+        let _ = self.slots.take(id);
+        if let Some(done) = self.end(index, Completion::failed(status)) {
+            self.ready.push(done);
+            self.attention.set(true);
+        }
+    }
+
+    /// Gives back what a command held and makes its outcome.
+    fn end(&mut self, index: usize, completion: Completion) -> Option<Completed> {
+        let flight = self.flights.get_mut(index)?;
+        self.reach.finish(&mut flight.extra);
+        flight.rare = false;
+        Some(Completed {
+            id: flight.user,
+            completion,
+            data: mem::take(&mut flight.data),
+        })
+    }
+
+    /// A device command completed that is no plain one: `None` if the rest of its command goes on.
+    #[inline(never)]
+    pub(super) fn rare_completed(&mut self, index: usize, completion: Completion) -> Option<Completed> {
+        let flight = self.flights.get_mut(index)?;
+        let (at, len) = match flight.extra.split {
+            Some(split) => (split.at, split.len),
+            None => (0, flight.data.len()),
+        };
+        let read = completion.is_success()
+            && matches!(
+                flight.command.direction(),
+                DataDirection::ControllerToHost | DataDirection::Bidirectional
+            );
+        let settled = self.reach.settle(
+            &flight.data,
+            at,
+            len,
+            read,
+            &mut flight.extra,
+            &self.shared.counters,
+        );
+        if settled.is_err() {
+            // The ranges were checked when the command was submitted.
+            return self.end(index, Completion::failed(Status::INTERNAL_ERROR));
+        }
+        if completion.is_success()
+            && let Some(split) = &mut flight.extra.split
+        {
+            split.at += split.len;
+            split.len = split.most.min(flight.data.len().saturating_sub(split.at));
+            if split.len > 0 {
+                return self.go_on(index);
+            }
+        }
+        self.end(index, completion)
+    }
+
+    /// Submits the next part of a split command.
+    fn go_on(&mut self, index: usize) -> Option<Completed> {
+        // The slot that was given back last is the first to be taken again.
+        let Some(slot) = self.slots.reserve() else {
+            return self.end(index, Completion::failed(Status::INTERNAL_ERROR));
+        };
+        if slot.index() != index {
+            self.slots.release(slot);
+            return self.end(index, Completion::failed(Status::INTERNAL_ERROR));
+        }
+        let id = self.slots.occupy(slot, ());
+        if let Err(refusal) = self.place_part(index, id) {
+            let status = refusal.status();
+            add(&self.shared.counters.refused, 1);
+            self.refusal = Some(refusal);
+            let _ = self.slots.take(id);
+            return self.end(index, Completion::failed(status));
+        }
+        self.parts = true;
+        None
+    }
+
+    /// The controller answered nonsense: nothing more is collected, and it has to be reset.
+    #[cold]
+    pub(super) fn fail(&mut self, id: CommandId, qid: u16, head: u16) {
+        let what = if qid != self.shared.qid {
+            format!("a completion says that it is of queue {qid}")
+        } else {
+            let mut probe = self.rings.submission;
+            match probe.advance_head(head) {
+                Err(error) => error.to_string(),
+                Ok(_) => format!("command id {id} names no command in flight (unknown, late or doubled)"),
+            }
+        };
+        self.broken = true;
+        self.attention.set(true);
+        self.shared.report_broken(what);
+        self.controller.inner().ring_bell();
+    }
+
+    /// A poll that has more to do than to look.
+    #[cold]
+    pub(super) fn poll_rare(&mut self, completed: &mut impl Extend<Completed>) -> Result<usize, QueueLost> {
+        self.attention.set(self.broken);
+        let mut count = self.ready.len();
+        completed.extend(self.ready.drain(..));
+        if self.armed.replace(false)
+            && let Some(vector) = &self.shared.vector
+        {
+            match vector.take() {
+                Ok(taken) => add(&self.shared.counters.interrupts, taken),
+                Err(error) => tracing::warn!(qid = self.shared.qid, %error, "an interrupt cannot be taken"),
+            }
+        }
+        // After the interrupt was taken: what raises it later is seen later.
+        if self.shared.state() != RUNNING || self.broken {
+            self.still_lost()?;
+            return Ok(count);
+        }
+        count += self.collect(completed);
+        Ok(count)
+    }
+
+    /// An error if the queue is over, with the commands that have no outcome yet. While the controller is being stopped, nothing.
+    #[cold]
+    pub(super) fn still_lost(&mut self) -> Result<(), QueueLost> {
+        let state = self.shared.state();
+        if state != LOST && state != LEAKED {
+            return Ok(());
+        }
+        let mut undelivered = Vec::new();
+        for (id, ()) in self.slots.drain() {
+            let Some(flight) = self.flights.get_mut(id.slot_index(self.slots.depth())) else {
+                continue;
+            };
+            let mut data = mem::take(&mut flight.data);
+            if state == LEAKED {
+                // The controller may still write there, so nobody gets this back.
+                mem::forget(mem::take(&mut data));
+                mem::forget(mem::take(&mut flight.extra));
+            } else if flight.rare {
+                let mut extra = mem::take(&mut flight.extra);
+                // Nothing is copied; what it held is given back.
+                let _ = self
+                    .reach
+                    .settle(&data, 0, 0, false, &mut extra, &self.shared.counters);
+                self.reach.finish(&mut extra);
+                flight.extra = Extra::default();
+            } else {
+                self.reach.table.release(flight.entry);
+            }
+            flight.rare = false;
+            undelivered.push(Undelivered {
+                id: flight.user,
+                command: flight.command,
+                data,
+            });
+        }
+        for cell in &self.shared.watch {
+            cell.store(0, std::sync::atomic::Ordering::Relaxed);
+        }
+        let reason: LostReason = self.shared.reason();
+        Err(QueueLost::new(reason, undelivered))
+    }
+}
