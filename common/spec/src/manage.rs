@@ -365,7 +365,10 @@ mod tests {
         ] {
             assert_eq!(NamespaceManagement::from_sqe(&command.to_sqe(3)), Some(command));
         }
-        let attach = NamespaceAttachment { nsid: 5, sel: NamespaceAttachment::DETACH };
+        let attach = NamespaceAttachment {
+            nsid: 5,
+            sel: NamespaceAttachment::DETACH,
+        };
         assert_eq!(NamespaceAttachment::from_sqe(&attach.to_sqe(3)), Some(attach));
         let format = FormatNvm {
             nsid: 1,

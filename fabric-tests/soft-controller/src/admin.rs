@@ -195,7 +195,9 @@ impl Controller {
             .check_cmb(range, CmbUse::SubmissionQueue)
             .map_err(Status::with_dnr)?;
         let stride = Self::stride(&shared.config);
+        self.created += 1;
         let sq = Sq {
+            id: self.created,
             base: range.start(),
             size,
             head: 0,

@@ -271,7 +271,7 @@ impl Default for SoftConfig {
             deletion: Deletion::Aborts,
             namespaces: vec![NamespaceConfig::default()],
             max_namespaces: 16,
-            capacity: 1 << 32,
+            capacity: 1 << 30,
             cmb: None,
             doorbell_buffer: true,
             weighted_arbitration: true,

@@ -102,9 +102,15 @@ pub(crate) struct Controller {
     pub(crate) life: Life,
     pub(crate) shutdown: Option<u32>,
     pub(crate) removed: bool,
+    /// It is about to be removed or reset.
+    pub(crate) doomed: bool,
+    /// It failed or was reset without its driver's doing: what the driver does before it enables it again is no misuse.
+    pub(crate) surprised: bool,
     pub(crate) sqs: BTreeMap<u16, Sq>,
     pub(crate) cqs: BTreeMap<u16, Cq>,
     pub(crate) turn: u16,
+    /// I/O submission queues created so far.
+    pub(crate) created: u64,
     pub(crate) running: Vec<Running>,
     /// Completions that come late.
     pub(crate) late: Vec<(u64, u16, Post)>,
@@ -142,9 +148,12 @@ impl Controller {
             life: Life::Disabled,
             shutdown: None,
             removed: false,
+            doomed: false,
+            surprised: false,
             sqs: BTreeMap::new(),
             cqs: BTreeMap::new(),
             turn: 0,
+            created: 0,
             running: Vec::new(),
             late: Vec::new(),
             events: Events::default(),
@@ -162,7 +171,7 @@ impl Controller {
     }
 
     /// CAP of every controller of the model.
-    pub(crate) fn cap(config: &SoftConfig) -> Cap {
+    pub(crate) fn cap(&self, config: &SoftConfig) -> Cap {
         // At most 65535, as was checked.
         let mqes_z = u16::try_from(config.max_queue_entries - 1).unwrap_or(u16::MAX);
         let cap = Cap::default()
@@ -173,7 +182,7 @@ impl Controller {
             .with_subsystem_reset(config.subsystem_reset)
             .with_command_sets(config.command_sets)
             .with_page_sizes(config.mpsmin, config.mpsmax)
-            .with_cmb(config.cmb.is_some())
+            .with_cmb(self.bus.cmb.is_some())
             .with_ready_with_media(true);
         // AMS bit 0: weighted round robin with urgent class.
         Cap(cap.0 | (u64::from(config.weighted_arbitration) << 17))
@@ -190,15 +199,18 @@ impl Controller {
 
     /// Whether commands are processed.
     pub(crate) fn works(&self) -> bool {
-        self.life == Life::Ready && !self.kept.csts.fatal() && !self.removed
+        self.life == Life::Ready && !self.kept.csts.fatal() && !self.removed && !self.doomed
     }
 
     pub(crate) fn misuse(&self, shared: &mut Shared, kind: MisuseKind) {
-        shared.misuse(self.function, kind);
+        if !self.surprised {
+            shared.misuse(self.function, kind);
+        }
     }
 
     /// CSTS.CFS: nothing more happens until a reset.
     pub(crate) fn fail(&mut self) {
+        self.surprised = true;
         self.kept.csts = self.kept.csts.with_fatal(true);
     }
 
@@ -235,7 +247,7 @@ impl Controller {
         let faults = shared.plan.event(self.function, &Trigger::Enable);
         self.apply(shared, &faults);
         let (cc, aqa) = (self.kept.cc, self.kept.aqa);
-        let cap = Self::cap(&shared.config);
+        let cap = self.cap(&shared.config);
         let page = 1_u64 << (12 + u32::from(cc.mps()));
         let set = match cc.css() {
             Cc::CSS_NVM => 0,
@@ -261,6 +273,7 @@ impl Controller {
             self.fail();
             return;
         }
+        self.surprised = false;
         self.life = Life::Enabling(prolonged(shared.config.ready_steps, &faults));
         if self.life == Life::Enabling(0) {
             self.become_ready(shared);
@@ -299,6 +312,8 @@ impl Controller {
             self.move_late_data(shared);
         }
         self.clear();
+        shared.take_offline(self.function);
+        self.surprised = false;
         self.life = Life::Disabled;
         self.kept.csts = Csts(self.kept.csts.0 & (1 << 4));
         self.stats.resets += 1;
@@ -325,6 +340,7 @@ impl Controller {
         self.shadows = None;
         self.shutdown = None;
         self.granted = (1, 1);
+        self.doomed = false;
     }
 
     /// A reset of the function or the subsystem: registers are as after power-on. `all` resets what a function-level reset leaves alone.
@@ -341,6 +357,7 @@ impl Controller {
             cmb.base = None;
         }
         self.life = Life::Disabled;
+        self.surprised = false;
         self.stats.resets += 1;
     }
 
@@ -379,8 +396,14 @@ impl Controller {
         for fault in faults {
             match fault {
                 Fault::Fatal => self.fail(),
-                Fault::Remove => shared.effects.push(Effect::Remove(self.function)),
-                Fault::SubsystemReset => shared.effects.push(Effect::SubsystemReset),
+                Fault::Remove => {
+                    self.doomed = true;
+                    shared.effects.push(Effect::Remove(self.function));
+                }
+                Fault::SubsystemReset => {
+                    self.doomed = true;
+                    shared.effects.push(Effect::SubsystemReset);
+                }
                 Fault::Event(event) => self.event(*event),
                 Fault::SpuriousInterrupt(vector) => self.raise(*vector),
                 Fault::Unsolicited { queue, cid } => {

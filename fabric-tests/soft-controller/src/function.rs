@@ -171,6 +171,7 @@ impl PciFunction for SoftFunction {
             if !shared.config.function_reset {
                 return false;
             }
+            shared.take_offline(controller.function);
             controller.hard_reset(false);
             controller.bus.master = false;
             controller.vectors.clear();
@@ -183,6 +184,7 @@ impl PciFunction for SoftFunction {
             }
             .into());
         }
+        self.model.settle();
         self.parts.instant.clear();
         Ok(())
     }
@@ -253,7 +255,8 @@ impl Registers for SoftRegisters {
         self.model.settle();
         if instant {
             self.model.run_instantly();
-            if at == offset::DOORBELLS as u64 || at == offset::CC as u64 {
+            // Admin commands create queues, and registers end them.
+            if at <= offset::DOORBELLS as u64 {
                 self.model.refresh_instant(self.index, &self.parts.instant);
             }
         }

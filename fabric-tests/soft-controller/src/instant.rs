@@ -13,6 +13,8 @@ use homi_spec::registers::offset;
 #[derive(Debug)]
 pub(crate) struct InstantQueue {
     pub(crate) qid: u16,
+    /// Tells it from other queues in the same place.
+    pub(crate) id: u64,
     pub(crate) sq: (Region, usize),
     pub(crate) sq_size: u32,
     pub(crate) sq_head: u32,
@@ -50,7 +52,7 @@ impl Instant {
             let mut old = Self::lock(place);
             match new.map(|at| queues.swap_remove(at)) {
                 // A queue that goes on keeps its place.
-                Some(new) if old.as_ref().is_some_and(|old| old.is(&new)) => {}
+                Some(new) if old.as_ref().is_some_and(|old| old.id == new.id) => {}
                 new => *old = new,
             }
         }
@@ -88,13 +90,6 @@ impl Instant {
 }
 
 impl InstantQueue {
-    fn is(&self, other: &Self) -> bool {
-        let same = |one: &(Region, usize), two: &(Region, usize)| {
-            one.0.host_address() == two.0.host_address() && one.1 == two.1
-        };
-        same(&self.sq, &other.sq) && same(&self.cq, &other.cq)
-    }
-
     /// Completes every entry before `tail`. A tail out of range is not taken.
     fn answer(&mut self, tail: u32) -> u64 {
         let (Some(sq), Some(cq)) = (self.sq.0.words(), self.cq.0.words()) else {

@@ -1,7 +1,7 @@
 //! The whole model: its functions, its steps, and what tests look at.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
@@ -55,6 +55,8 @@ pub(crate) struct Model {
     /// A register was written since a thread that runs the model looked.
     written: AtomicBool,
     news: Condvar,
+    /// Threads that run the model.
+    threads: AtomicUsize,
 }
 
 impl Model {
@@ -118,7 +120,11 @@ impl Model {
     /// Tells a thread that runs the model that there may be work.
     pub(crate) fn wake(&self) {
         self.written.store(true, Ordering::Release);
-        self.news.notify_all();
+        if self.threads.load(Ordering::Acquire) > 0 {
+            // A thread that found nothing under the lock is asleep by now, and hears this.
+            drop(self.state());
+            self.news.notify_all();
+        }
     }
 
     pub(crate) fn run_instantly(&self) {
@@ -158,6 +164,7 @@ fn instant_queues(controller: &Controller) -> Vec<InstantQueue> {
         if let Some((sq_memory, cq_memory)) = place(sq.base, sq.size, 64).zip(place(cq.base, cq.size, 16)) {
             queues.push(InstantQueue {
                 qid: *qid,
+                id: sq.id,
                 sq: sq_memory,
                 sq_size: sq.size,
                 sq_head: sq.head,
@@ -178,8 +185,10 @@ fn settle(state: &mut State) -> Vec<u16> {
     for effect in std::mem::take(&mut shared.effects) {
         match effect {
             Effect::SubsystemReset => {
+                shared.sriov.all_offline();
                 for controller in controllers.iter_mut().filter(|controller| !controller.removed) {
                     controller.hard_reset(true);
+                    controller.surprised = true;
                     // NSSRO.
                     controller.kept.csts.0 |= 1 << 4;
                 }
@@ -203,6 +212,7 @@ fn settle(state: &mut State) -> Vec<u16> {
             Effect::Secondary(index) => {
                 if let Some(controller) = controllers.get_mut(usize::from(index)) {
                     controller.hard_reset(true);
+                    controller.surprised = !shared.sriov.is_online(index);
                 }
             }
         }
@@ -293,6 +303,7 @@ impl SoftController {
             handles: Mutex::new(handles),
             written: AtomicBool::new(false),
             news: Condvar::new(),
+            threads: AtomicUsize::new(0),
         })))
     }
 
@@ -368,9 +379,14 @@ impl SoftController {
     pub fn spawn(&self) -> Result<SoftThread, SoftError> {
         let stop = Arc::new(AtomicBool::new(false));
         let (model, asked) = (self.0.clone(), stop.clone());
+        // Before it runs, so that no register write is missed.
+        self.0.threads.fetch_add(1, Ordering::AcqRel);
         let thread = std::thread::Builder::new()
             .name("soft-controller".into())
-            .spawn(move || model.work(&asked))?;
+            .spawn(move || model.work(&asked))
+            .inspect_err(|_| {
+                self.0.threads.fetch_sub(1, Ordering::AcqRel);
+            })?;
         Ok(SoftThread {
             model: self.0.clone(),
             stop,
@@ -606,6 +622,7 @@ impl Drop for SoftThread {
         if let Some(thread) = self.thread.take() {
             // It does not panic, and if it did, the test's own failure says more.
             let _ = thread.join();
+            self.model.threads.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
@@ -618,11 +635,8 @@ impl Model {
             if self.step() {
                 continue;
             }
-            let state = self.state();
             let idle = |_: &mut State| !self.written.load(Ordering::Acquire) && !stop.load(Ordering::Acquire);
-            // Wakers do not hold the lock, so a wake-up can fall between the look and the sleep: never sleep for long.
-            let nap = std::time::Duration::from_millis(2);
-            let woken = self.news.wait_timeout_while(state, nap, idle);
+            let woken = self.news.wait_while(self.state(), idle);
             drop(woken);
         }
     }

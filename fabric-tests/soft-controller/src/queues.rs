@@ -17,6 +17,9 @@ use crate::misuse::MisuseKind;
 use crate::shadow::Shadow;
 use crate::shared::Shared;
 
+/// Completions that wait for room in a queue before no more commands are fetched for it.
+const HELD_BACK: usize = 64;
+
 /// A submission queue.
 #[derive(Debug)]
 pub(crate) struct Sq {
@@ -28,6 +31,8 @@ pub(crate) struct Sq {
     /// 0 urgent to 3 low.
     pub(crate) priority: u8,
     pub(crate) shadow: Option<Shadow>,
+    /// Tells it from other queues in the same place.
+    pub(crate) id: u64,
     #[expect(dead_code, reason = "held for its drop")]
     pub(crate) hold: Option<Hold>,
 }
@@ -131,6 +136,7 @@ impl Controller {
                 cqid: 0,
                 priority: 0,
                 shadow: None,
+                id: 0,
                 hold: self.bus.hold(sq),
             },
         );
@@ -286,6 +292,14 @@ impl Controller {
             let Some(sq) = self.sqs.get_mut(&qid).filter(|sq| sq.head != sq.tail) else {
                 break;
             };
+            // A driver that takes no completions gets no further.
+            if self
+                .cqs
+                .get(&sq.cqid)
+                .is_none_or(|cq| cq.posts.len() >= HELD_BACK)
+            {
+                break;
+            }
             let at = Iova(sq.base.0 + u64::from(sq.head) * SQE_SIZE as u64);
             let cqid = sq.cqid;
             let mut sqe = Sqe::new_zeroed();

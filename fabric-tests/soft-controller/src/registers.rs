@@ -43,7 +43,7 @@ impl Controller {
             self.misuse(shared, MisuseKind::DoorbellRead { at: at as u64 });
             return 0;
         }
-        let cap = Self::cap(&shared.config).0;
+        let cap = self.cap(&shared.config).0;
         match at {
             offset::CAP => low(cap),
             0x04 => high(cap),

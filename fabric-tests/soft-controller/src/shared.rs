@@ -84,6 +84,16 @@ impl Shared {
         self.namespaces.insert(nsid, namespace);
     }
 
+    /// A reset of the primary controller takes its secondary controllers offline. Base 2.0 §8.26.
+    pub(crate) fn take_offline(&mut self, function: u16) {
+        if function != 0 {
+            return;
+        }
+        for function in self.sriov.all_offline() {
+            self.effects.push(Effect::Secondary(function));
+        }
+    }
+
     /// Bytes that no namespace uses.
     pub(crate) fn free_capacity(&self) -> u64 {
         let used = self

@@ -51,6 +51,17 @@ impl Sriov {
         (1..).zip(&self.secondaries)
     }
 
+    /// Takes all offline, with their resources; those that were online.
+    pub(crate) fn all_offline(&mut self) -> Vec<u16> {
+        let mut were = Vec::new();
+        for (function, secondary) in (1..).zip(&mut self.secondaries) {
+            if std::mem::take(secondary).online {
+                were.push(function);
+            }
+        }
+        were
+    }
+
     pub(crate) fn is_online(&self, function: u16) -> bool {
         function <= self.enabled && self.secondary(function).is_some_and(|secondary| secondary.online)
     }
