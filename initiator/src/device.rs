@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use homi_fabric::host::NamespaceInfo;
-use homi_local::{Backing, File, FileBackend, FileOptions, LocalQueue, NamespaceGeometry, OpenError, Ram};
+use homi_local::{
+    Backing, File, FileBackend, FileOptions, LocalQueue, NamespaceGeometry, NamespaceIds, OpenError,
+    Passthrough, PassthroughError, PassthroughOptions, Ram, Registration,
+};
 use homi_queue::{Buffer, Command, CommandId, Completed, Data, Queue, QueueFull, QueueLost, Slot, Wait};
 
 use crate::controller::Controller;
@@ -32,6 +35,15 @@ struct Inner {
     uri: Uri,
     namespace: NamespaceInfo,
     path: Path,
+}
+
+/// What a device is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Reading and, where that is allowed, writing.
+    Everything,
+    /// Reading, beside others.
+    Reading,
 }
 
 #[derive(Debug)]
@@ -81,26 +93,10 @@ impl Device {
         })
     }
 
-    pub(crate) fn local(uri: Uri) -> Result<Self, Error> {
-        let backing: Backing = match &uri {
-            Uri::File { path, block_size } => {
-                let options = FileOptions::new(path).block_size(*block_size);
-                match File::open(&options) {
-                    Ok(file) => file.into(),
-                    // What may only be read can still be read.
-                    Err(OpenError::PermissionDenied { .. } | OpenError::ReadOnlyFileSystem { .. }) => {
-                        File::open(&options.read_only(true))?.into()
-                    }
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            Uri::Ram { size, block_size } => {
-                Ram::new(NamespaceGeometry::from_bytes(*block_size, *size)?)?.into()
-            }
-            Uri::Fabric(_) => return Err(Error::Unsupported(format!("{uri} is not local"))),
-        };
+    pub(crate) fn local(uri: Uri, purpose: Purpose) -> Result<Self, Error> {
+        let backing = open_backing(&uri, purpose)?;
         let geometry = backing.geometry();
-        let namespace = NamespaceInfo {
+        let mut namespace = NamespaceInfo {
             nsid: 1,
             block_size: geometry.block_size(),
             metadata_size: 0,
@@ -111,6 +107,12 @@ impl Device {
             read_only: geometry.read_only(),
             shared: false,
         };
+        if let Backing::Passthrough(device) = &backing {
+            let ids = device.ids();
+            namespace.nsid = device.nsid();
+            namespace.shared = device.shared();
+            (namespace.nguid, namespace.eui64, namespace.uuid) = (ids.nguid, ids.eui64, ids.uuid);
+        }
         Ok(Self {
             inner: Arc::new(Inner {
                 uri,
@@ -132,7 +134,7 @@ impl Device {
         &self.inner.namespace
     }
 
-    /// Namespace id to put into commands; 1 on local executors.
+    /// Namespace id to put into commands; 1 on files and memory.
     #[must_use]
     pub fn nsid(&self) -> u32 {
         self.inner.namespace.nsid
@@ -161,6 +163,7 @@ impl Device {
     pub fn max_transfer(&self) -> u32 {
         let limit = match &self.inner.path {
             Path::Fabric(controller) => controller.info().max_transfer.unwrap_or(MAX_TRANSFER),
+            Path::Local(Backing::Passthrough(device)) => device.max_transfer(),
             Path::Local(_) => MAX_TRANSFER,
         };
         let block = self.block_size();
@@ -183,6 +186,49 @@ impl Device {
         }
     }
 
+    /// The namespace behind the kernel's driver, if that is what it is.
+    #[must_use]
+    pub fn passthrough(&self) -> Option<&Passthrough> {
+        match &self.inner.path {
+            Path::Local(Backing::Passthrough(device)) => Some(device),
+            Path::Fabric(_) | Path::Local(_) => None,
+        }
+    }
+
+    /// What the namespace is known by, whatever the path to it; `None` for memory, and for files that are on no NVMe drive of this machine's.
+    #[must_use]
+    pub fn ids(&self) -> Option<NamespaceIds> {
+        match &self.inner.path {
+            Path::Fabric(controller) => Some(NamespaceIds {
+                nsid: self.inner.namespace.nsid,
+                serial: controller.info().serial.trim().to_owned(),
+                uuid: self.inner.namespace.uuid,
+                nguid: self.inner.namespace.nguid,
+                eui64: self.inner.namespace.eui64,
+            }),
+            Path::Local(Backing::Passthrough(device)) => Some(device.ids().clone()),
+            Path::Local(Backing::File(file)) => {
+                homi_local::namespace_at(file.path()).map(|namespace| namespace.ids)
+            }
+            Path::Local(Backing::Ram(_)) => None,
+        }
+    }
+
+    /// Asks for data in memory of a device (a dma-buf) without a copy in host memory. There is no path yet on which a [`Region`](homi_queue::Region) of such
+    /// memory can be had from here; the answer says what the kernel or this path lacks, and nothing is copied instead.
+    ///
+    /// # Errors
+    /// [`Error::DmaBuf`] with what is missing, or [`Error::Unsupported`] over fabrics.
+    pub fn request_dma_buf(&self, buffer: BorrowedFd<'_>) -> Result<(), Error> {
+        match &self.inner.path {
+            Path::Fabric(_) => Err(Error::Unsupported(format!(
+                "{}: data in a dma-buf is not supported over fabrics yet: use memory of this process",
+                self.inner.uri
+            ))),
+            Path::Local(backing) => Ok(backing.request_dma_buf(buffer)?),
+        }
+    }
+
     /// A queue to it, for the calling thread or one that it is given to.
     ///
     /// # Errors
@@ -193,11 +239,57 @@ impl Device {
                 .queue(options)
                 .map(|queue| AnyQueue::Fabric(Box::new(queue))),
             Path::Local(backing) => backing
-                .open_queue(options.depth.max(1), FileBackend::Auto)
+                .open_queue_with(options.depth.max(1), FileBackend::Auto, Registration::Automatic)
                 .map(AnyQueue::Local)
                 .map_err(|error| Error::io(format!("cannot open a queue to {}", self.inner.uri), error)),
         }
     }
+}
+
+fn open_backing(uri: &Uri, purpose: Purpose) -> Result<Backing, Error> {
+    let read_only = purpose == Purpose::Reading;
+    match uri {
+        Uri::Kernel { path } => {
+            let options = PassthroughOptions::new(path).read_only(read_only);
+            match Passthrough::open(&options) {
+                // What may only be read can still be read.
+                Err(PassthroughError::PermissionDenied { .. }) if !read_only => {
+                    Ok(Passthrough::open(&options.read_only(true))?.into())
+                }
+                opened => Ok(opened?.into()),
+            }
+        }
+        Uri::File { path, block_size } => {
+            let options = FileOptions::new(path)
+                .block_size(*block_size)
+                .read_only(read_only);
+            match File::open(&options) {
+                Ok(file) => Ok(file.into()),
+                Err(OpenError::PermissionDenied { .. } | OpenError::ReadOnlyFileSystem { .. })
+                    if !read_only =>
+                {
+                    Ok(File::open(&options.read_only(true))?.into())
+                }
+                Err(OpenError::NotStorage { path, .. }) if is_generic(&path) => {
+                    let path = path.display();
+                    Err(Error::Unsupported(format!(
+                        "{path} takes NVMe commands, not reads and writes: use nvme+kernel://{path}"
+                    )))
+                }
+                Err(error) => Err(error.into()),
+            }
+        }
+        Uri::Ram { size, block_size } => {
+            let geometry = NamespaceGeometry::from_bytes(*block_size, *size)?;
+            Ok(Ram::new(geometry.with_read_only(read_only))?.into())
+        }
+        Uri::Fabric(_) => Err(Error::Unsupported(format!("{uri} is not local"))),
+    }
+}
+
+/// Whether the path is that of a namespace's generic character device.
+fn is_generic(path: &std::path::Path) -> bool {
+    homi_local::namespace_at(path).is_some_and(|namespace| namespace.block != path)
 }
 
 /// A queue of any executor.
@@ -226,6 +318,15 @@ impl AnyQueue {
         match self {
             Self::Fabric(queue) => Some(queue.counters()),
             Self::Local(_) => None,
+        }
+    }
+
+    /// How many system calls the queue has made for I/O so far.
+    #[must_use]
+    pub fn system_calls(&self) -> u64 {
+        match self {
+            Self::Fabric(queue) => queue.counters().system_calls(),
+            Self::Local(queue) => queue.counters().system_calls,
         }
     }
 

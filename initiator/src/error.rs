@@ -173,6 +173,12 @@ pub enum Error {
     /// A file or device of this machine.
     #[error(transparent)]
     File(#[from] homi_local::OpenError),
+    /// A namespace behind the kernel's NVMe driver.
+    #[error(transparent)]
+    Passthrough(#[from] homi_local::PassthroughError),
+    /// Data in memory of a device.
+    #[error(transparent)]
+    DmaBuf(#[from] homi_local::DmaBufUnsupported),
     /// Memory for a local executor.
     #[error(transparent)]
     Ram(#[from] homi_local::RamError),

@@ -12,7 +12,7 @@ use homi_queue::Queue;
 
 use crate::clock;
 use crate::controller::{Controller, ControllerInner, QueueIds};
-use crate::device::Device;
+use crate::device::{Device, Purpose};
 use crate::dial::{self, Peer, Route};
 use crate::error::Error;
 use crate::fabric::FabricQueue;
@@ -233,15 +233,28 @@ impl Initiator {
     ///
     /// # Errors
     /// As [`Initiator::connect`]; [`Error::NoNamespace`] and [`Error::AmbiguousNamespace`] where the URI's namespace does not exist,
-    /// or names none of several; [`Error::File`] for a file that cannot be opened.
+    /// or names none of several; [`Error::File`] and [`Error::Passthrough`] for a file or device that cannot be opened.
     pub fn open(&self, uri: &Uri) -> Result<Device, Error> {
+        self.open_for(uri, Purpose::Everything)
+    }
+
+    /// The same for reading only: what is on this machine is opened so that nothing is claimed and others may use it meanwhile (a
+    /// mounted block device, say), and refuses writes itself.
+    ///
+    /// # Errors
+    /// As [`Initiator::open`].
+    pub fn open_to_read(&self, uri: &Uri) -> Result<Device, Error> {
+        self.open_for(uri, Purpose::Reading)
+    }
+
+    fn open_for(&self, uri: &Uri, purpose: Purpose) -> Result<Device, Error> {
         match uri {
             Uri::Fabric(fabric) if fabric.nqn.is_none() => Err(Error::Unsupported(format!(
                 "{uri} names a discovery service, which has no blocks: add a subsystem, as in {uri}/NQN \
                  (`homi discover {uri}` lists them)"
             ))),
             Uri::Fabric(fabric) => Device::fabric(uri.clone(), self.connect(uri)?, fabric.nsid),
-            Uri::File { .. } | Uri::Ram { .. } => Device::local(uri.clone()),
+            Uri::Kernel { .. } | Uri::File { .. } | Uri::Ram { .. } => Device::local(uri.clone(), purpose),
         }
     }
 }
@@ -249,7 +262,9 @@ impl Initiator {
 fn fabric<'a>(uri: &'a Uri, otherwise: &str) -> Result<&'a FabricUri, Error> {
     match uri {
         Uri::Fabric(fabric) => Ok(fabric),
-        Uri::File { .. } | Uri::Ram { .. } => Err(Error::Unsupported(format!("{uri}: {otherwise}"))),
+        Uri::Kernel { .. } | Uri::File { .. } | Uri::Ram { .. } => {
+            Err(Error::Unsupported(format!("{uri}: {otherwise}")))
+        }
     }
 }
 

@@ -59,6 +59,10 @@ pub use homi_fabric::host::{
     AddressFamily, ConnectError, ControllerInfo, ControllerKind, DiscoveryRecord, InfoError, NamespaceInfo,
     SubsystemKind, TransportKind,
 };
+/// What is known of namespaces of this machine.
+pub use homi_local::{
+    DmaBufUnsupported, KernelNamespace, NamespaceIds, Passthrough, kernel_namespaces, namespace_at,
+};
 /// What goes through a queue, so that a program needs this one crate only.
 pub use homi_queue::{
     Buffer, Command, CommandId, Completed, Completion, Data, LostReason, Queue, QueueFull, QueueLost, Region,

@@ -5,6 +5,7 @@
 //! | `nvme+tcp://host[:4420]/NQN[?nsid=N]` | a subsystem, or one of its namespaces, over NVMe/TCP |
 //! | `nvme+tcp://host[:8009]` | the discovery service of a host |
 //! | `nvme+rdma://host[:4420]/NQN[?nsid=N]`, `nvme+rdma://host[:4420]` | the same over NVMe/RDMA |
+//! | `nvme+kernel:///dev/ng0n1` | a namespace behind this machine's NVMe driver, commands passed as they are (its generic character device) |
 //! | `file:///path[?block=4096]` | a file or block device of this machine |
 //! | `ram://SIZE[?block=4096]` | memory of this process, `SIZE` as in `64M` |
 //!
@@ -36,6 +37,11 @@ pub const LOCAL_BLOCK: u32 = 4096;
 pub enum Uri {
     /// A controller behind a fabric.
     Fabric(FabricUri),
+    /// A namespace behind the kernel's own NVMe driver, which passes commands on as they are.
+    Kernel {
+        /// Absolute path of its generic character device, as in `/dev/ng0n1`.
+        path: PathBuf,
+    },
     /// A file or a block device of this machine.
     File {
         /// Absolute path.
@@ -115,10 +121,12 @@ pub enum UriError {
     #[error("\"{0}\" has no scheme: write nvme+tcp://HOST:PORT/NQN, file:///PATH or ram://SIZE")]
     NoScheme(String),
     /// A scheme that nobody knows.
-    #[error("unknown scheme \"{0}\": use nvme+tcp, nvme+rdma, file or ram")]
+    #[error("unknown scheme \"{0}\": use nvme+tcp, nvme+rdma, nvme+kernel, file or ram")]
     UnknownScheme(String),
     /// A path that is known but not built into this release.
-    #[error("{scheme} is not supported by this build: {missing}; use nvme+tcp, nvme+rdma, file or ram")]
+    #[error(
+        "{scheme} is not supported by this build: {missing}; use nvme+tcp, nvme+rdma, nvme+kernel, file or ram"
+    )]
     Unsupported {
         /// The scheme asked for.
         scheme: &'static str,
@@ -164,6 +172,9 @@ pub enum UriError {
     /// A file path that is not absolute.
     #[error("\"{0}\" is not an absolute path: write file:///PATH with three slashes")]
     RelativePath(String),
+    /// A device's path that is not absolute.
+    #[error("\"{0}\" is not the path of a device: write nvme+kernel:///dev/ng0n1 with three slashes")]
+    RelativeDevice(String),
     /// A size that is not a number with an optional suffix.
     #[error("\"{0}\" is not a size: write a number of bytes, or one with K, M, G or T, as in ram://64M")]
     BadSize(String),
@@ -222,14 +233,14 @@ impl Uri {
     pub fn is_discovery(&self) -> bool {
         match self {
             Self::Fabric(fabric) => fabric.nqn.as_ref().is_none_or(Nqn::is_discovery),
-            Self::File { .. } | Self::Ram { .. } => false,
+            Self::Kernel { .. } | Self::File { .. } | Self::Ram { .. } => false,
         }
     }
 
     /// Whether the blocks are on this machine, reached without a fabric.
     #[must_use]
     pub fn is_local(&self) -> bool {
-        matches!(self, Self::File { .. } | Self::Ram { .. })
+        matches!(self, Self::Kernel { .. } | Self::File { .. } | Self::Ram { .. })
     }
 }
 
@@ -262,6 +273,7 @@ impl FromStr for Uri {
         match scheme {
             "nvme+tcp" => parse_fabric(Transport::Tcp, line, rest).map(Self::Fabric),
             "nvme+rdma" => parse_fabric(Transport::Rdma, line, rest).map(Self::Fabric),
+            "nvme+kernel" => parse_kernel(rest),
             "file" => parse_file(rest),
             "ram" => parse_ram(rest),
             "nvme+pci" => Err(UriError::Unsupported {
@@ -346,6 +358,20 @@ fn split_authority(line: &str, authority: &str) -> Result<(String, Option<u16>),
         },
     };
     Ok((host.to_owned(), port))
+}
+
+fn parse_kernel(rest: &str) -> Result<Uri, UriError> {
+    let (path, query) = split_query(rest);
+    let wrong = || UriError::RelativeDevice(path.to_owned());
+    if !Path::new(path).is_absolute() {
+        return Err(wrong());
+    }
+    if let Some((name, _)) = parameters(query).next() {
+        return Err(unknown_parameter(name, "nvme+kernel", "none"));
+    }
+    Ok(Uri::Kernel {
+        path: PathBuf::from(percent_decode(path).map_err(|_| wrong())?),
+    })
 }
 
 fn parse_file(rest: &str) -> Result<Uri, UriError> {
@@ -456,6 +482,10 @@ impl fmt::Display for Uri {
                 percent_encode(f, &path.to_string_lossy())?;
                 write_block(f, *block_size)
             }
+            Self::Kernel { path } => {
+                f.write_str("nvme+kernel://")?;
+                percent_encode(f, &path.to_string_lossy())
+            }
             Self::Ram { size, block_size } => {
                 write!(f, "ram://{size}")?;
                 write_block(f, *block_size)
@@ -509,6 +539,8 @@ mod tests {
             "nvme+rdma://10.0.0.1:4420/nqn.2024-01.org.example:disk1?nsid=7",
             "nvme+rdma://[fe80::1%eth0]:4420/nqn.2024-01.org.example:disk1",
             "nvme+rdma://[::1]:4420",
+            "nvme+kernel:///dev/ng0n1",
+            "nvme+kernel:///dev/odd%3F name",
             "file:///tmp/disk image.raw",
             "file:///tmp/disk?block=512",
             "ram://67108864",
@@ -567,6 +599,8 @@ mod tests {
             ("nvme+tcp://host/nqn?nsid=4294967295", "not a namespace id"),
             ("nvme+tcp://host?nsid=1", "no subsystem"),
             ("nvme+tcp://host/nqn?depth=1", "takes nsid"),
+            ("nvme+kernel://ng0n1", "nvme+kernel:///dev/ng0n1 with three"),
+            ("nvme+kernel:///dev/ng0n1?nsid=1", "nvme+kernel takes none"),
             ("file://tmp/x", "three slashes"),
             ("file:///x?block=1000", "not a block size"),
             ("file:///x?size=1", "takes block"),

@@ -504,6 +504,7 @@ fn outcome(workload: &Workload, total: Report, measured: Measured) -> Outcome {
         system_time: measured.system_time,
         allocations: total.allocations,
         counters: total.counters,
+        queue_system_calls: total.system_calls,
         sleeps: total.sleeps,
         stopped_early: measured.stopped_early,
         blocks_verified: total.blocks_verified,

@@ -46,6 +46,11 @@ pub trait BenchQueue: Queue + Wait {
         None
     }
 
+    /// How many system calls the queue has made for I/O so far, if it counts.
+    fn system_calls(&self) -> Option<u64> {
+        self.counters().map(|counters| counters.system_calls())
+    }
+
     /// How long the thread may sleep before it must poll again, if that is limited.
     fn wait_limit(&self) -> Option<Duration> {
         None
@@ -65,6 +70,10 @@ impl<S: ByteStream> BenchQueue for StreamQueue<S> {
 impl BenchQueue for AnyQueue {
     fn counters(&self) -> Option<Counters> {
         AnyQueue::counters(self)
+    }
+
+    fn system_calls(&self) -> Option<u64> {
+        Some(AnyQueue::system_calls(self))
     }
 
     fn wait_limit(&self) -> Option<Duration> {

@@ -185,6 +185,8 @@ pub struct Outcome {
     pub allocations: Option<u64>,
     /// What the queues did, if they count.
     pub counters: Option<Counters>,
+    /// System calls that the queues made for I/O, if they count.
+    pub queue_system_calls: Option<u64>,
     /// How often threads went to sleep because there was nothing to do: one system call each.
     pub sleeps: u64,
     /// Whether the observer ended the run before its limit.
@@ -232,8 +234,40 @@ impl Outcome {
     /// System calls for data and sleep, if the queues count.
     #[must_use]
     pub fn system_calls(&self) -> Option<u64> {
-        self.counters
-            .map(|counters| counters.system_calls() + self.sleeps)
+        self.queue_system_calls.map(|calls| calls + self.sleeps)
+    }
+
+    /// Latencies of both directions.
+    #[must_use]
+    pub fn latency(&self) -> Latency {
+        let mut both = self.reads.latency.clone();
+        both.add(&self.writes.latency);
+        both
+    }
+
+    /// Adds another run of the same workload, as if both had been one with a pause in between.
+    pub fn add(&mut self, other: &Self) {
+        fn sum(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+            a.zip(b).map(|(a, b)| a + b)
+        }
+        let before = self.elapsed;
+        self.depth = self.depth.min(other.depth);
+        self.elapsed += other.elapsed;
+        self.reads.add(&other.reads);
+        self.writes.add(&other.writes);
+        self.series.extend(other.series.iter().map(|sample| Sample {
+            at: before + sample.at,
+            ..*sample
+        }));
+        self.user_time += other.user_time;
+        self.system_time += other.system_time;
+        self.allocations = sum(self.allocations, other.allocations);
+        self.counters = self.counters.zip(other.counters).map(|(a, b)| a.plus(&b));
+        self.queue_system_calls = sum(self.queue_system_calls, other.queue_system_calls);
+        self.sleeps += other.sleeps;
+        self.stopped_early |= other.stopped_early;
+        self.blocks_verified += other.blocks_verified;
+        self.blocks_unchecked += other.blocks_unchecked;
     }
 }
 

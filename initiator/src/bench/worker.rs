@@ -49,6 +49,7 @@ pub(super) struct Report {
     pub(super) writes: Tally,
     pub(super) allocations: Option<u64>,
     pub(super) counters: Option<Counters>,
+    pub(super) system_calls: Option<u64>,
     pub(super) sleeps: u64,
     pub(super) blocks_verified: u64,
     pub(super) blocks_unchecked: u64,
@@ -74,6 +75,10 @@ impl Report {
             .into_iter()
             .flatten()
             .reduce(|a, b| a.plus(&b));
+        self.system_calls = [self.system_calls, other.system_calls]
+            .into_iter()
+            .flatten()
+            .reduce(|a, b| a + b);
         self.sleeps += other.sleeps;
         self.blocks_verified += other.blocks_verified;
         self.blocks_unchecked += other.blocks_unchecked;
@@ -149,6 +154,7 @@ pub(super) struct Worker<'a, Q> {
     first: u64,
     allocations_before: u64,
     counters_before: Option<Counters>,
+    system_calls_before: Option<u64>,
     sleeps: u64,
     report: Report,
 }
@@ -228,6 +234,7 @@ impl<'a, Q: BenchQueue> Worker<'a, Q> {
             first: 0,
             allocations_before: 0,
             counters_before: None,
+            system_calls_before: None,
             sleeps: 0,
             report: Report {
                 depth,
@@ -316,6 +323,7 @@ impl<'a, Q: BenchQueue> Worker<'a, Q> {
         self.report.reads.clear();
         self.report.writes.clear();
         self.counters_before = self.queue.counters();
+        self.system_calls_before = self.queue.system_calls();
         self.sleeps = 0;
         self.report.started = Some(self.epoch + Duration::from_nanos(self.now));
         // Last, because what is above may allocate.
@@ -333,6 +341,11 @@ impl<'a, Q: BenchQueue> Worker<'a, Q> {
             .counters()
             .zip(self.counters_before)
             .map(|(now, then)| now.since(&then));
+        self.report.system_calls = self
+            .queue
+            .system_calls()
+            .zip(self.system_calls_before)
+            .map(|(now, then)| now - then);
         self.report.sleeps = self.sleeps;
         self.report.ended = Some(self.epoch + Duration::from_nanos(self.progress.max(self.first)));
         self.fold();

@@ -88,6 +88,14 @@ impl Place {
             Self::Uri(uri) => uri_path(uri),
         }
     }
+
+    /// The device or file of this machine that it leads to.
+    pub(crate) fn device(&self) -> Option<PathBuf> {
+        match self {
+            Self::File(path) => Some(path.clone()),
+            Self::Uri(uri) => uri_device(uri),
+        }
+    }
 }
 
 impl std::fmt::Display for Place {
@@ -104,6 +112,14 @@ pub(crate) fn uri_path(uri: &Uri) -> Option<&Path> {
     match uri {
         Uri::File { path, .. } => Some(path),
         _ => None,
+    }
+}
+
+/// The device or file of this machine that a URI leads to: the block device where commands are passed to its namespace.
+pub(crate) fn uri_device(uri: &Uri) -> Option<PathBuf> {
+    match uri {
+        Uri::Kernel { path } => homi_initiator::namespace_at(path).map(|namespace| namespace.block),
+        _ => uri_path(uri).map(Path::to_path_buf),
     }
 }
 

@@ -139,8 +139,8 @@ impl Copy {
     }
 
     fn open_destination(&self, initiator: &Initiator, source: &End, count: u64) -> Result<End, Failure> {
-        if let Some(path) = self.destination.path() {
-            mounted::refuse_if_in_use(path)?;
+        if let Some(path) = self.destination.device() {
+            mounted::refuse_if_in_use(&path)?;
         }
         match &self.destination {
             Place::Uri(uri) => {

@@ -1,7 +1,7 @@
 //! `homi identify`: what a controller or a namespace says about itself.
 
 use clap::Args;
-use homi_initiator::{Controller, ControllerInfo, ControllerKind, Device, NamespaceInfo, Uri};
+use homi_initiator::{Controller, ControllerInfo, ControllerKind, Device, NamespaceInfo, Passthrough, Uri};
 use serde_json::{Value, json};
 
 use crate::arguments;
@@ -78,6 +78,11 @@ impl Identify {
     }
 
     fn local(&self, device: &Device) -> Result<(), Failure> {
+        if let Some(namespace) = device.passthrough()
+            && (self.raw || self.controller)
+        {
+            return self.behind_kernel(namespace);
+        }
         if self.raw || self.controller {
             return Err(Failure::Usage(format!(
                 "{} has no controller and no identify pages: leave --raw and --controller out",
@@ -94,14 +99,43 @@ impl Identify {
         if self.json {
             return output::json(&json!({ "uri": self.uri.to_string(), "namespace": device_json(device) }));
         }
-        output::text(&output::fields(&[
+        let mut fields = vec![
             ("namespace", device.nsid().to_string()),
             ("size", sizes(device.bytes())),
             ("blocks", device.blocks().to_string()),
             ("block size", output::size(device.block_size().into())),
             ("largest transfer", output::size(device.max_transfer().into())),
             ("read only", yes(device.read_only())),
-        ]))
+        ];
+        if let Some(namespace) = device.passthrough() {
+            fields.extend(namespace_ids(device.namespace()));
+            fields.extend(drive_fields(namespace));
+        }
+        output::text(&output::fields(&fields))
+    }
+
+    /// What a drive behind the kernel's driver says.
+    fn behind_kernel(&self, namespace: &Passthrough) -> Result<(), Failure> {
+        let page = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
+        match (self.raw, self.controller) {
+            (true, true) => {
+                let bytes = namespace.identify_controller().map_err(|error| page(&error))?;
+                self.page("controller", &bytes)
+            }
+            (true, false) => {
+                let bytes = namespace.identify_namespace().map_err(|error| page(&error))?;
+                self.page("namespace", &bytes)
+            }
+            (false, _) if self.json => output::json(&json!({
+                "uri": self.uri.to_string(),
+                "controller": {
+                    "model": namespace.model(),
+                    "serial": namespace.ids().serial,
+                    "firmware": namespace.firmware(),
+                },
+            })),
+            (false, _) => output::text(&output::fields(&drive_fields(namespace))),
+        }
     }
 
     fn page(&self, name: &str, page: &[u8]) -> Result<(), Failure> {
@@ -212,27 +246,38 @@ pub(crate) fn controller_json(info: &ControllerInfo) -> Value {
 }
 
 fn namespace_fields(info: &NamespaceInfo) -> Vec<(&'static str, String)> {
-    vec![
+    let mut fields = vec![
         ("namespace", info.nsid.to_string()),
         ("size", sizes(info.bytes())),
         ("blocks", info.blocks.to_string()),
         ("block size", output::size(info.block_size.into())),
         ("metadata", output::size(info.metadata_size.into())),
-        (
-            "uuid",
-            info.uuid.map_or("none".to_owned(), |id| output::uuid(&id)),
-        ),
-        (
-            "nguid",
-            info.nguid.map_or("none".to_owned(), |id| output::hex(&id)),
-        ),
-        (
-            "eui64",
-            info.eui64.map_or("none".to_owned(), |id| output::hex(&id)),
-        ),
-        ("read only", yes(info.read_only)),
-        ("shared", yes(info.shared)),
+    ];
+    fields.extend(namespace_ids(info));
+    fields.push(("read only", yes(info.read_only)));
+    fields.push(("shared", yes(info.shared)));
+    fields
+}
+
+fn namespace_ids(info: &NamespaceInfo) -> [(&'static str, String); 3] {
+    let or_none = |id: Option<String>| id.unwrap_or_else(|| "none".to_owned());
+    [
+        ("uuid", or_none(info.uuid.map(|id| output::uuid(&id)))),
+        ("nguid", or_none(info.nguid.map(|id| output::hex(&id)))),
+        ("eui64", or_none(info.eui64.map(|id| output::hex(&id)))),
     ]
+}
+
+fn drive_fields(namespace: &Passthrough) -> Vec<(&'static str, String)> {
+    let mut fields = vec![
+        ("model", namespace.model().to_owned()),
+        ("serial", namespace.ids().serial.clone()),
+        ("firmware", namespace.firmware().to_owned()),
+    ];
+    if let Some(kernel) = namespace.kernel() {
+        fields.push(("block device", kernel.block.display().to_string()));
+    }
+    fields
 }
 
 /// A namespace as JSON.
@@ -253,12 +298,26 @@ pub(crate) fn namespace_json(info: &NamespaceInfo) -> Value {
 
 /// A local device as JSON.
 pub(crate) fn device_json(device: &Device) -> Value {
-    json!({
+    let mut object = json!({
         "nsid": device.nsid(),
         "bytes": device.bytes(),
         "blocks": device.blocks(),
         "block_size": device.block_size(),
         "max_transfer": device.max_transfer(),
         "read_only": device.read_only(),
-    })
+    });
+    if let (Some(namespace), Some(object)) = (device.passthrough(), object.as_object_mut()) {
+        let ids = namespace.ids();
+        object.insert("uuid".to_owned(), json!(ids.uuid.map(|id| output::uuid(&id))));
+        object.insert("nguid".to_owned(), json!(ids.nguid.map(|id| output::hex(&id))));
+        object.insert("eui64".to_owned(), json!(ids.eui64.map(|id| output::hex(&id))));
+        object.insert("model".to_owned(), json!(namespace.model()));
+        object.insert("serial".to_owned(), json!(ids.serial));
+        object.insert("firmware".to_owned(), json!(namespace.firmware()));
+        let block = namespace
+            .kernel()
+            .map(|kernel| kernel.block.display().to_string());
+        object.insert("block_device".to_owned(), json!(block));
+    }
+    object
 }

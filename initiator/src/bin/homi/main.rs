@@ -2,7 +2,7 @@
 //! URI says they are.
 //!
 //! One file per command; what several of them need is in `arguments` (sizes, times, URIs), `connection` (host options),
-//! `output` (tables, JSON, broken pipes) and `mounted` (what must not be overwritten). The measuring itself is
+//! `workload` (what a benchmark does), `output` (tables, JSON, broken pipes) and `mounted` (what must not be overwritten). The measuring itself is
 //! `homi_initiator::bench`, which other programs can use.
 //!
 //! Every failure is one sentence on standard error. The exit code is 0 for success, 1 for a failure and 2 for a
@@ -13,16 +13,19 @@ mod allocations;
 mod arguments;
 mod bench;
 mod checksum;
+mod compare;
 mod connection;
 mod copy;
 mod discover;
 mod failure;
 mod identify;
+mod interrupt;
 mod list;
 mod mounted;
 mod output;
 mod pipeline;
 mod read;
+mod workload;
 mod write;
 
 use std::io::{self, IsTerminal};
@@ -71,6 +74,8 @@ enum Verb {
     Copy(Box<copy::Copy>),
     /// Measure I/Os per second, throughput and latency
     Bench(Box<bench::Bench>),
+    /// Run one workload over several paths in turn, and print one table
+    Compare(Box<compare::Compare>),
 }
 
 impl Verb {
@@ -83,6 +88,7 @@ impl Verb {
             Self::Write(command) => command.json,
             Self::Copy(command) => command.json,
             Self::Bench(command) => command.json,
+            Self::Compare(command) => command.json,
         }
     }
 
@@ -95,6 +101,7 @@ impl Verb {
             Self::Write(command) => command.run(),
             Self::Copy(command) => command.run(),
             Self::Bench(command) => command.run(),
+            Self::Compare(command) => command.run(),
         }
     }
 }

@@ -61,8 +61,8 @@ impl Write {
             // Files that the kernel makes up as they are read say that they are empty.
             (Box::new(file), self.count.or(len.filter(|len| *len > 0)))
         };
-        if let Some(path) = arguments::uri_path(uri) {
-            mounted::refuse_if_in_use(path)?;
+        if let Some(path) = arguments::uri_device(uri) {
+            mounted::refuse_if_in_use(&path)?;
         }
         let mut disk = Disk::open(&self.connection.initiator()?, uri)?;
         let offset = first_byte(self.lba, self.offset, disk.block_size())?;

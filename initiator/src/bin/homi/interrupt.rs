@@ -6,12 +6,12 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 /// Notices the first interrupt.
-pub(super) struct Interrupt(Option<SignalFd>);
+pub(crate) struct Interrupt(Option<SignalFd>);
 
 impl Interrupt {
     /// Takes interrupts over, in this thread and those that it starts from now on. Where that is not wanted or not possible, an interrupt
     /// ends the process as usual.
-    pub(super) fn new(wanted: bool) -> Self {
+    pub(crate) fn new(wanted: bool) -> Self {
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let descriptor = wanted
             .then(|| SignalFd::with_flags(&mask(), flags).ok())
@@ -20,7 +20,7 @@ impl Interrupt {
     }
 
     /// Whether to go on measuring.
-    pub(super) fn answer(&mut self) -> ControlFlow<()> {
+    pub(crate) fn answer(&mut self) -> ControlFlow<()> {
         let came = self
             .0
             .as_ref()
