@@ -92,6 +92,7 @@ impl Inner {
         self.function.set_bus_master(true)?;
         self.restore_cmb(life)?;
         self.enable(life)?;
+        life.shadow = None;
         let info = self.set_up(life)?;
         let queues = info.queues;
         life.info = Some(Arc::new(info));
@@ -166,6 +167,13 @@ impl Inner {
         }
         self.configure_events(via, &identify)?;
         let shadow = self.configure_shadow(via, &identify)?;
+        let Via::Locked(life) = via else {
+            return Err(NvmeError::Protocol(
+                "a controller is set up under its lock".to_owned(),
+            ));
+        };
+        let has_shadow = shadow.is_some();
+        life.shadow = shadow;
         Ok(ControllerInfo {
             cap: self.cap,
             version: self.bar.version(),
@@ -173,13 +181,10 @@ impl Inner {
             max_transfer,
             mdts,
             queues,
-            vectors: match via {
-                Via::Locked(life) => u16::try_from(life.vectors.len()).unwrap_or(u16::MAX),
-                Via::Unlocked => 0,
-            },
+            vectors: u16::try_from(life.vectors.len()).unwrap_or(u16::MAX),
             sgl: SglRules::of(&identify, max_transfer).ok(),
             weighted: self.options.arbitration.is_some(),
-            shadow,
+            shadow: has_shadow,
             identify: Box::new(identify),
         })
     }

@@ -21,6 +21,7 @@ use crate::options::{Interrupts, Options, Placement, Priority, QueueOptions};
 use crate::pins::Mapped;
 use crate::queue::{Created, IoQueue, Parts, Rings};
 use crate::reach::{Reach, ReachRules};
+use crate::shadow::ShadowDoorbells;
 use crate::shared::{LOST, QueueCounters, QueueShared, RUNNING};
 use crate::transact::{AdminData, Via};
 use crate::watch::Watch;
@@ -253,8 +254,12 @@ impl Controller {
             Slots::<()>::MAX_DEPTH.min(u16::try_from(info.cap.max_queue_entries() - 1).unwrap_or(u16::MAX));
         let depth = options.depth.clamp(1, most);
         let shared = register(&mut life, &info, depth, options.interrupts)?;
+        let shadow = life
+            .shadow
+            .as_ref()
+            .and_then(|shadow| shadow.doorbells(shared.qid));
         drop(life);
-        let built = self.build_queue(&info, shared.clone(), cmb.as_ref());
+        let built = self.build_queue(&info, shared.clone(), cmb.as_ref(), shadow);
         let mut queue = match built {
             Ok(queue) => queue,
             Err(error) => {
@@ -284,6 +289,7 @@ impl Controller {
         info: &ControllerInfo,
         shared: Arc<QueueShared>,
         cmb: Option<&Cmb>,
+        shadow: Option<ShadowDoorbells>,
     ) -> Result<IoQueue, NvmeError> {
         let inner = &self.0;
         let entries = u32::from(shared.depth) + 1;
@@ -327,7 +333,7 @@ impl Controller {
             completion_doorbell: completion_doorbell(qid, inner.stride) as u64,
             rings,
             reach: Reach::new(inner.space.clone(), Arc::clone(&inner.pins), &rules),
-            shadow: info.shadow.as_ref().and_then(|shadow| shadow.doorbells(qid)),
+            shadow,
             namespaces: inner.namespaces(),
             shared,
         }))

@@ -6,8 +6,6 @@ use homi_queue::{PageSize, SglRules};
 use homi_spec::controller::{Cap, Version};
 use homi_spec::identify::{IdentifyController, IdentifyNamespace};
 
-use crate::shadow::Shadow;
-
 /// A controller as it was brought up.
 #[derive(Clone)]
 pub struct ControllerInfo {
@@ -21,7 +19,7 @@ pub struct ControllerInfo {
     pub(crate) vectors: u16,
     pub(crate) sgl: Option<SglRules>,
     pub(crate) weighted: bool,
-    pub(crate) shadow: Option<Shadow>,
+    pub(crate) shadow: bool,
 }
 
 impl ControllerInfo {
@@ -89,7 +87,7 @@ impl ControllerInfo {
     /// Whether doorbells in memory are used.
     #[must_use]
     pub fn shadow_doorbells(&self) -> bool {
-        self.shadow.is_some()
+        self.shadow
     }
 }
 

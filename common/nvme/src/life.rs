@@ -20,6 +20,7 @@ use crate::error::NvmeError;
 use crate::info::{ControllerInfo, Namespace};
 use crate::options::Options;
 use crate::pins::Pins;
+use crate::shadow::Shadow;
 use crate::shared::QueueShared;
 
 /// What a controller is at the moment.
@@ -153,6 +154,8 @@ pub(crate) struct Life {
     /// What keeps the controller from memory now; `No` while it works.
     pub(crate) quiet: Quiet,
     pub(crate) cmb: Option<CmbState>,
+    /// Doorbells in memory, if they are used.
+    pub(crate) shadow: Option<Shadow>,
 }
 
 /// What handles, queues and watchers share.
@@ -212,6 +215,7 @@ impl Inner {
                 resets: 0,
                 quiet: Quiet::No,
                 cmb: None,
+                shadow: None,
             }),
         }
     }

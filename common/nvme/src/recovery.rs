@@ -83,10 +83,8 @@ impl Inner {
         life.admin.drain(safe);
         if !safe {
             life.admin.leak();
-            if let Some(info) = &life.info
-                && let Some(shadow) = &info.shadow
-            {
-                shadow.clone().leak();
+            if let Some(shadow) = life.shadow.take() {
+                shadow.leak();
             }
         }
     }

@@ -176,7 +176,16 @@ impl DmaSpace {
             .checked_add(bytes)
             .and_then(|len| len.checked_next_multiple_of(page))
             .ok_or(DmaError::NoAddresses { len: bytes })?;
-        let unit = if len >= LARGE_PAGE { LARGE_PAGE } else { page };
+        // As aligned as the memory itself, up to its length: devices with pages larger than the smallest have their queues so.
+        let unit = if len >= LARGE_PAGE {
+            LARGE_PAGE
+        } else {
+            let aligned = 1
+                << (host - into_page)
+                    .trailing_zeros()
+                    .min(LARGE_PAGE.trailing_zeros());
+            page.max(len.next_power_of_two().min(aligned))
+        };
         let pages = self
             .free()
             .take(len, unit, host - into_page)
@@ -474,6 +483,16 @@ mod tests {
         let mapping = space.map(&region, Access::ReadWrite).unwrap();
         let offset = region.host_address() as u64 % LARGE_PAGE;
         assert_eq!(mapping.range().start().0 % LARGE_PAGE, offset);
+    }
+
+    #[test]
+    fn aligned_memory_has_aligned_addresses() {
+        let space = DmaSpace::new(Box::new(Arc::new(Table::default())));
+        let small = Region::allocate(4096, 4096).unwrap();
+        let _first = space.map(&small, Access::Read).unwrap();
+        let region = Region::allocate(40_000, 16 << 10).unwrap();
+        let mapping = space.map(&region, Access::Read).unwrap();
+        assert!(mapping.range().start().is_aligned(16 << 10));
     }
 
     #[test]
