@@ -120,7 +120,7 @@ impl FormatNvm {
         let cdw10 = sqe.cdw10.get();
         (sqe.admin_opcode() == AdminOpcode::FORMAT_NVM).then(|| Self {
             nsid: sqe.nsid.get(),
-            format: ((cdw10 & 0xf) | ((cdw10 >> 8) & 0x30)) as u8,
+            format: (cdw10 & 0xf) as u8 | ((cdw10 >> 8) & 0x30) as u8,
             metadata_extended: cdw10 & (1 << 4) != 0,
             protection: ((cdw10 >> 5) & 0x7) as u8,
             protection_first: cdw10 & (1 << 8) != 0,

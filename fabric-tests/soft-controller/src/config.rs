@@ -320,10 +320,7 @@ impl SoftConfig {
         }
         let mut used = 0_u64;
         for namespace in &self.namespaces {
-            let size = namespace
-                .blocks
-                .checked_mul(1 << namespace.lbads.min(16))
-                .unwrap_or(u64::MAX);
+            let size = namespace.blocks.saturating_mul(1 << namespace.lbads.min(16));
             if !(9..=16).contains(&namespace.lbads) || size == 0 {
                 return wrong("a namespace is empty, or its lbads is not 9 to 16");
             }

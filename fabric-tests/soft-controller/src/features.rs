@@ -12,23 +12,12 @@ use crate::controller::Controller;
 use crate::shared::Shared;
 
 /// Current values of the features that one dword holds.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Features {
     values: BTreeMap<u8, u32>,
     host_id: [u8; 16],
     timestamp: [u8; 8],
     behavior: [u8; 3],
-}
-
-impl Default for Features {
-    fn default() -> Self {
-        Self {
-            values: BTreeMap::new(),
-            host_id: [0; 16],
-            timestamp: [0; 8],
-            behavior: [0; 3],
-        }
-    }
 }
 
 /// Features that one dword holds, which all controllers of the model have.

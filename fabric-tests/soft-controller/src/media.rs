@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes of a piece of media. Pieces that were never written read as zeroes and take no memory.
-const PIECE: u64 = 4096;
+const PIECE: u64 = PIECE_LEN as u64;
+const PIECE_LEN: usize = 4096;
 
 /// Bytes that are stored sparsely.
 #[derive(Debug, Default)]
@@ -42,7 +43,7 @@ impl Media {
             let piece = self
                 .pieces
                 .entry(at / PIECE)
-                .or_insert_with(|| vec![0; PIECE as usize].into_boxed_slice());
+                .or_insert_with(|| vec![0; PIECE_LEN].into_boxed_slice());
             if let Some(bytes) = piece.get_mut(offset..offset + len) {
                 bytes.copy_from_slice(now);
             }
@@ -92,7 +93,7 @@ impl Media {
 fn part(at: u64, len: usize) -> (usize, usize) {
     // Below a piece's length, so it fits.
     let offset = usize::try_from(at % PIECE).unwrap_or(0);
-    (offset, len.min(PIECE as usize - offset))
+    (offset, len.min(PIECE_LEN - offset))
 }
 
 /// One namespace.
