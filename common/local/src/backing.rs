@@ -8,6 +8,8 @@ use homi_reactor::dma_buf::{self, DmaBufUnsupported};
 use homi_reactor::file_ring::FileBackend;
 use homi_reactor::nvme::Registration;
 
+use crate::drive::Drive;
+use crate::drive_queue::DriveQueue;
 use crate::file::File;
 use crate::file_queue::FileQueue;
 use crate::geometry::NamespaceGeometry;
@@ -24,6 +26,8 @@ pub enum Backing {
     File(File),
     /// A namespace behind the kernel's NVMe driver.
     Passthrough(Passthrough),
+    /// A namespace of a drive that this process drives itself.
+    Drive(Drive),
 }
 
 /// What a queue has done so far, whatever its executor.
@@ -45,6 +49,7 @@ impl Backing {
             Self::Ram(ram) => ram.geometry(),
             Self::File(file) => file.geometry(),
             Self::Passthrough(device) => device.geometry(),
+            Self::Drive(drive) => drive.geometry(),
         }
     }
 
@@ -66,6 +71,10 @@ impl Backing {
             ),
             Self::File(file) => dma_buf::probe(buffer, file.0.descriptor.as_fd()),
             Self::Passthrough(device) => dma_buf::probe(buffer, device.0.descriptor.as_fd()),
+            Self::Drive(_) => no(
+                "a drive of this process",
+                "its IOMMU imports dma-bufs, its queues do not take them yet",
+            ),
         }
     }
 
@@ -96,6 +105,9 @@ impl Backing {
             Self::Passthrough(device) => device
                 .open_queue(depth, registration)
                 .map(|queue| LocalQueue::Passthrough(Box::new(queue))),
+            Self::Drive(drive) => drive
+                .open_queue(depth)
+                .map(|queue| LocalQueue::Drive(Box::new(queue))),
         }
     }
 }
@@ -109,6 +121,12 @@ impl From<Ram> for Backing {
 impl From<File> for Backing {
     fn from(file: File) -> Self {
         Self::File(file)
+    }
+}
+
+impl From<Drive> for Backing {
+    fn from(drive: Drive) -> Self {
+        Self::Drive(drive)
     }
 }
 
@@ -127,6 +145,8 @@ pub enum LocalQueue {
     File(Box<FileQueue>),
     /// On a namespace behind the kernel's driver.
     Passthrough(Box<PassthroughQueue>),
+    /// On a queue pair of a drive.
+    Drive(Box<DriveQueue>),
 }
 
 macro_rules! either {
@@ -135,6 +155,7 @@ macro_rules! either {
             Self::Ram($queue) => $call,
             Self::File($queue) => $call,
             Self::Passthrough($queue) => $call,
+            Self::Drive($queue) => $call,
         }
     };
 }
@@ -165,6 +186,14 @@ impl LocalQueue {
                     operations: counters.operations,
                     system_calls: counters.system_calls,
                     registrations: counters.registrations,
+                }
+            }
+            Self::Drive(queue) => {
+                let counters = queue.counters();
+                LocalCounters {
+                    operations: counters.placed,
+                    system_calls: counters.interrupts,
+                    registrations: counters.mapped,
                 }
             }
         }

@@ -5,6 +5,7 @@
 //! - [`Ram`] and [`RamQueue`] — memory; reads may be lent instead of copied.
 //! - [`File`] and [`FileQueue`] — a regular file or block device, through io_uring or threads, direct where possible.
 //! - [`Passthrough`] and [`PassthroughQueue`] — a namespace behind the kernel's own NVMe driver, commands passed as they are.
+//! - [`Drives`], [`Drive`] and [`DriveQueue`] — a namespace of a drive that this process drives itself, without the kernel.
 //! - [`kernel_namespaces`] and [`namespace_at`] — the namespaces that the kernel's driver has, and the one behind a path.
 //! - [`Backing`] and [`LocalQueue`] — any of the executors: shards share a backing, and each opens its own queue on it.
 //!
@@ -20,7 +21,11 @@
 
 mod backing;
 mod bounce;
+mod check;
 mod content;
+mod describe;
+mod drive;
+mod drive_queue;
 mod file;
 mod file_queue;
 mod geometry;
@@ -32,6 +37,8 @@ mod size;
 mod task;
 
 pub use backing::{Backing, LocalCounters, LocalQueue};
+pub use drive::{Drive, DriveError, DriveOptions, Drives};
+pub use drive_queue::DriveQueue;
 pub use file::{DirectIo, File, FileOptions, OpenError};
 pub use file_queue::{FileQueue, FileQueueCounters};
 pub use geometry::{GeometryError, NamespaceGeometry, Span};

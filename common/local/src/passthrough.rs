@@ -3,7 +3,6 @@
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::num::NonZeroU32;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -12,16 +11,14 @@ use std::time::{Duration, Instant};
 
 use homi_queue::{Command, Data, MemoryError, Region};
 use homi_reactor::nvme::{self, AdminError, NvmeOperation, NvmeRing, NvmeRingError, Registration};
-use homi_spec::identify::{
-    Cns, Csi, DATA_SIZE, Identify, IdentifyController, IdentifyNamespace, NamespaceDescriptors, NamespaceId,
-    dlfeat, nmic,
-};
+use homi_spec::identify::{Cns, DATA_SIZE, Identify, IdentifyController, IdentifyNamespace};
 use homi_spec::status::Status;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use zerocopy::FromBytes;
 
 use crate::bounce::ALIGNMENT;
+use crate::describe::{Description, Unfit};
 use crate::geometry::{GeometryError, NamespaceGeometry};
 use crate::kernel::{self, KernelNamespace, NamespaceIds};
 use crate::passthrough_queue::PassthroughQueue;
@@ -282,7 +279,7 @@ impl Passthrough {
             (Some(namespace), true) => Some(claim(path, &namespace.block)?),
             _ => None,
         };
-        let described = Described::ask(path, &descriptor, nsid)?;
+        let described = describe(path, &descriptor, nsid)?;
         let geometry = described
             .geometry
             .with_read_only(options.read_only || described.geometry.read_only());
@@ -481,95 +478,32 @@ impl Inner {
 }
 
 /// What the controller says.
-struct Described {
-    geometry: NamespaceGeometry,
-    max_transfer: Option<u32>,
-    ids: NamespaceIds,
-    shared: bool,
-    model: String,
-    firmware: String,
-}
-
-impl Described {
-    fn ask(path: &Path, device: &OwnedFd, nsid: u32) -> Result<Self, PassthroughError> {
-        let page = identify(path, device, Identify::controller(), "controller")?;
-        let controller = parse::<IdentifyController>(path, &page, "controller")?;
-        let page = identify(
+/// Asks the controller what the namespace looks like.
+fn describe(path: &Path, device: &OwnedFd, nsid: u32) -> Result<Description, PassthroughError> {
+    let page = identify(path, device, Identify::controller(), "controller")?;
+    let controller = parse::<IdentifyController>(path, &page, "controller")?;
+    let page = identify(
+        path,
+        device,
+        Identify::namespace(Cns::NAMESPACE, nsid),
+        "namespace",
+    )?;
+    let namespace = parse::<IdentifyNamespace>(path, &page, "namespace")?;
+    // Controllers from before 1.3 have no such list.
+    let asked = Identify::namespace(Cns::NAMESPACE_DESCRIPTORS, nsid);
+    let descriptors = identify(path, device, asked, "descriptors").ok();
+    let descriptors = descriptors.as_ref().map(<[u8; DATA_SIZE]>::as_slice);
+    let path = path.to_owned();
+    Description::new(nsid, &controller, &namespace, descriptors).map_err(|unfit| match unfit {
+        Unfit::Page(reason) => PassthroughError::Page {
             path,
-            device,
-            Identify::namespace(Cns::NAMESPACE, nsid),
-            "namespace",
-        )?;
-        let namespace = parse::<IdentifyNamespace>(path, &page, "namespace")?;
-        let text = |text: Option<&str>| text.unwrap_or_default().trim().to_owned();
-        let mut ids = NamespaceIds {
-            nsid,
-            serial: text(controller.serial()),
-            nguid: kernel::known(namespace.nguid),
-            eui64: kernel::known(namespace.eui64),
-            uuid: None,
-        };
-        // Controllers from before 1.3 have no such list.
-        let descriptors = Identify::namespace(Cns::NAMESPACE_DESCRIPTORS, nsid);
-        if let Ok(page) = identify(path, device, descriptors, "descriptors") {
-            for descriptor in NamespaceDescriptors::new(&page).map_while(Result::ok) {
-                match descriptor {
-                    NamespaceId::Eui64(id) => ids.eui64 = Some(id),
-                    NamespaceId::Nguid(id) => ids.nguid = Some(id),
-                    NamespaceId::Uuid(id) => ids.uuid = Some(id),
-                    NamespaceId::Csi(set) if set != Csi::NVM => {
-                        return Err(PassthroughError::CommandSet {
-                            path: path.to_owned(),
-                            set: set.0,
-                        });
-                    }
-                    NamespaceId::Csi(_) | NamespaceId::Unknown { .. } => {}
-                }
-            }
-        }
-        Ok(Self {
-            geometry: geometry(path, &namespace)?,
-            // The driver uses pages of 4 KiB, which every controller that it drives has.
-            max_transfer: controller
-                .max_transfer(0)
-                .and_then(|bytes| u32::try_from(bytes).ok()),
-            ids,
-            shared: namespace.nmic & nmic::SHARED != 0,
-            model: text(controller.model()),
-            firmware: text(controller.firmware()),
-        })
-    }
-}
-
-/// What the namespace looks like, if it is one that can be served.
-fn geometry(path: &Path, namespace: &IdentifyNamespace) -> Result<NamespaceGeometry, PassthroughError> {
-    let page = |reason| PassthroughError::Page {
-        path: path.to_owned(),
-        what: "namespace",
-        reason,
-    };
-    let format = namespace
-        .format()
-        .ok_or_else(|| page("its format is not among those that it lists"))?;
-    let block_size = format
-        .block_size()
-        .ok_or_else(|| page("its block size is no power of two from 512 on"))?;
-    if format.ms.get() != 0 {
-        return Err(PassthroughError::Metadata {
-            path: path.to_owned(),
-            bytes: format.ms.get(),
-        });
-    }
-    let geometry = NamespaceGeometry::new(block_size, namespace.nsze.get()).map_err(|source| {
-        PassthroughError::Geometry {
-            path: path.to_owned(),
-            source,
-        }
-    })?;
-    Ok(geometry
-        .with_read_only(namespace.nsattr & 1 != 0)
-        .with_optimal_io_boundary(NonZeroU32::new(namespace.noiob.get().into()))
-        .with_deallocated_reads_zeroes(namespace.dlfeat & dlfeat::READ_MASK == dlfeat::READ_ZEROES))
+            what: "namespace",
+            reason,
+        },
+        Unfit::Metadata(bytes) => PassthroughError::Metadata { path, bytes },
+        Unfit::CommandSet(set) => PassthroughError::CommandSet { path, set },
+        Unfit::Geometry(source) => PassthroughError::Geometry { path, source },
+    })
 }
 
 /// The largest transfer: the controller's limit, or the kernel's, which may be smaller because the driver describes so many pages of memory at
@@ -678,9 +612,6 @@ pub(crate) fn status_of(error: &io::Error) -> Status {
 
 #[cfg(test)]
 mod tests {
-    use homi_spec::identify::LbaFormat;
-    use zerocopy::FromZeros;
-
     use super::*;
     use crate::kernel::TransferLimits;
 
@@ -702,44 +633,6 @@ mod tests {
             );
             assert!(error.to_string().contains("/dev/ng0n1"), "{error}");
         }
-    }
-
-    fn namespace(format: LbaFormat) -> IdentifyNamespace {
-        let mut page = IdentifyNamespace::new_zeroed();
-        page.nsze = 1000.into();
-        page.lbaf[0] = format;
-        page.dlfeat = dlfeat::READ_ZEROES;
-        page.noiob = 64.into();
-        page
-    }
-
-    #[test]
-    fn formats_that_cannot_be_served_are_named() {
-        let path = Path::new("/dev/ng0n1");
-        let good = geometry(path, &namespace(LbaFormat::plain(12))).unwrap();
-        assert_eq!((good.block_size(), good.blocks()), (4096, 1000));
-        assert_eq!(good.optimal_io_boundary(), NonZeroU32::new(64));
-        assert!(good.deallocated_reads_zeroes() && !good.read_only());
-        let metadata = LbaFormat {
-            ms: 8.into(),
-            ..LbaFormat::plain(9)
-        };
-        for (format, text) in [
-            (metadata, "8 bytes of metadata"),
-            (LbaFormat::plain(13), "512 or 4096 bytes, not 8192"),
-            (LbaFormat::plain(3), "no power of two"),
-        ] {
-            let error = geometry(path, &namespace(format)).unwrap_err().to_string();
-            assert!(error.contains(text), "{error}");
-        }
-        let mut protected = namespace(LbaFormat::plain(9));
-        protected.nsattr = 1;
-        assert!(geometry(path, &protected).unwrap().read_only());
-        protected.flbas = 7;
-        assert!(matches!(
-            geometry(path, &protected),
-            Err(PassthroughError::Page { .. })
-        ));
     }
 
     #[test]

@@ -159,6 +159,9 @@ pub enum Refusal {
         "the command's data is to be placed by the queue, which only reads from the controller may leave to it"
     )]
     Anywhere,
+    /// Who issues on somebody's behalf rejected it: [`IoQueue::reject`](crate::IoQueue::reject).
+    #[error("the command was rejected before it was issued: {0}")]
+    Rejected(Status),
 }
 
 impl Refusal {
@@ -169,6 +172,7 @@ impl Refusal {
             Self::Length { .. } | Self::TooLong { .. } | Self::Anywhere => Status::INVALID_FIELD.with_dnr(),
             Self::Namespace { .. } | Self::Metadata { .. } => Status::INVALID_NAMESPACE.with_dnr(),
             Self::Unreachable(_) => Status::DATA_TRANSFER_ERROR,
+            Self::Rejected(status) => *status,
         }
     }
 }

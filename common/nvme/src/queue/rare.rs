@@ -3,7 +3,9 @@
 use std::mem;
 use std::sync::Arc;
 
-use homi_queue::{CommandId, Completed, Completion, Data, DataDirection, LostReason, QueueLost, Undelivered};
+use homi_queue::{
+    Command, CommandId, Completed, Completion, Data, DataDirection, LostReason, QueueLost, Slot, Undelivered,
+};
 use homi_spec::command::{Fuse, NvmOpcode};
 use homi_spec::status::Status;
 
@@ -170,6 +172,22 @@ impl IoQueue {
         let words = words.map(u64::from_le);
         self.place(index, id, &words, pointer);
         Ok(())
+    }
+
+    /// Takes a command that is not to be executed, for reasons of who issues on somebody's behalf: it completes with `status`, and the
+    /// controller never sees it.
+    pub fn reject(&mut self, slot: Slot, command: Command, data: Data, status: Status) -> CommandId {
+        let index = slot.index();
+        let id = self.slots.occupy(slot, ());
+        if let Some(flight) = self.flights.get_mut(index) {
+            flight.command = command;
+            flight.data = data;
+            flight.user = id;
+            flight.entry = NONE;
+            flight.rare = true;
+            self.refuse(index, id, Refusal::Rejected(status));
+        }
+        id
     }
 
     /// Ends a command that the controller never saw.

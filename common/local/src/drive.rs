@@ -1,0 +1,380 @@
+//! [`Drive`]: a namespace of an NVMe drive that this process drives itself, and [`Drives`]: the controllers that it has.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use homi_nvme::{Controller, Interrupts, NvmeError, Options, QueueOptions, SystemClock, Watch};
+use homi_pci::{PciAddress, PciError, PciFunction};
+use homi_queue::Region;
+use homi_spec::identify::{Cns, DATA_SIZE, Identify};
+use homi_vfio::{Container, Way};
+
+use crate::describe::{Description, Unfit};
+use crate::drive_queue::DriveQueue;
+use crate::geometry::{GeometryError, NamespaceGeometry};
+use crate::kernel::NamespaceIds;
+
+/// Why a namespace of a drive cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DriveError {
+    /// The function cannot be had: not bound to VFIO, no permission, no IOMMU, gone.
+    #[error("{address}: {source}")]
+    Function {
+        /// Where it is.
+        address: PciAddress,
+        /// What is missing, and what to do about it.
+        source: PciError,
+    },
+    /// The function is no NVMe controller.
+    #[error("{name} is no nvme drive: its class is {class:06x}, that of drives 010802")]
+    NotDrive {
+        /// The function.
+        name: String,
+        /// Its class code.
+        class: u32,
+    },
+    /// The controller does not work.
+    #[error("{name}: {source}")]
+    Controller {
+        /// The function.
+        name: String,
+        /// What it did not do.
+        source: NvmeError,
+    },
+    /// It has no such namespace.
+    #[error("{name} has no namespace {nsid}; it has {}", list(.available))]
+    NoNamespace {
+        /// The function.
+        name: String,
+        /// What was asked for.
+        nsid: u32,
+        /// What there is.
+        available: Vec<u32>,
+    },
+    /// It has several namespaces, and none was chosen.
+    #[error("{name} has the namespaces {}: choose one", list(.available))]
+    Ambiguous {
+        /// The function.
+        name: String,
+        /// What there is.
+        available: Vec<u32>,
+    },
+    /// The namespace cannot be used.
+    #[error("namespace {nsid} of {name} {reason}")]
+    Unfit {
+        /// The function.
+        name: String,
+        /// Which namespace.
+        nsid: u32,
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// The namespace's blocks are not of a size that is served.
+    #[error("namespace {nsid} of {name}: {source}")]
+    Geometry {
+        /// The function.
+        name: String,
+        /// Which namespace.
+        nsid: u32,
+        /// What is wrong.
+        source: GeometryError,
+    },
+}
+
+fn list(nsids: &[u32]) -> String {
+    if nsids.is_empty() {
+        return "none".to_owned();
+    }
+    let nsids: Vec<String> = nsids.iter().map(u32::to_string).collect();
+    nsids.join(", ")
+}
+
+/// How drives are taken over.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct DriveOptions {
+    /// How the kernel is asked for functions.
+    pub way: Way,
+    /// How their controllers are opened.
+    pub controller: Options,
+}
+
+/// The drives that a process has: one controller for each function, in one address space of the IOMMU, so that memory mapped for one can be
+/// mapped for all. Cloning shares them. A controller is shut down, and its function given back, when the last [`Drive`] of it is dropped.
+#[derive(Clone)]
+pub struct Drives(Arc<Inner>);
+
+struct Inner {
+    container: Container,
+    options: Options,
+    open: Mutex<HashMap<PciAddress, Weak<Attached>>>,
+}
+
+/// A controller, and the thread that looks after it.
+pub(crate) struct Attached {
+    // Before the controller: it ends first.
+    _watch: Watch,
+    pub(crate) controller: Controller,
+    name: String,
+}
+
+impl Drives {
+    /// No drives yet.
+    #[must_use]
+    pub fn new(options: DriveOptions) -> Self {
+        Self(Arc::new(Inner {
+            container: Container::new(options.way),
+            options: options.controller,
+            open: Mutex::default(),
+        }))
+    }
+
+    /// A namespace of the drive at this address, which has to be bound to VFIO (`scripts/bind-vfio`). Without a choice it is the only one that
+    /// there is. The drive is taken over when its first namespace is opened.
+    ///
+    /// # Errors
+    /// [`DriveError`] with what is missing or wrong.
+    pub fn open(&self, address: PciAddress, nsid: Option<u32>) -> Result<Drive, DriveError> {
+        // Held while a controller comes up, so that nobody else tries the same.
+        let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(attached) = open.get(&address).and_then(Weak::upgrade) {
+            drop(open);
+            return Drive::of(attached, nsid);
+        }
+        let function = self
+            .0
+            .container
+            .open(address)
+            .map_err(|source| DriveError::Function { address, source })?;
+        let attached = attach(Arc::new(function), self.0.options.clone())?;
+        open.insert(address, Arc::downgrade(&attached));
+        drop(open);
+        Drive::of(attached, nsid)
+    }
+}
+
+impl fmt::Debug for Drives {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
+        f.debug_set().entries(open.keys()).finish()
+    }
+}
+
+fn attach(function: Arc<dyn PciFunction>, options: Options) -> Result<Arc<Attached>, DriveError> {
+    let (name, class) = (function.name().to_owned(), function.identity().class);
+    if class != homi_pci::PciIdentity::NVME_CLASS {
+        return Err(DriveError::NotDrive { name, class });
+    }
+    let failed = |source| DriveError::Controller {
+        name: name.clone(),
+        source,
+    };
+    let clock = Arc::new(SystemClock::new());
+    let controller = Controller::open(function, clock, options).map_err(failed)?;
+    let watch = controller.watch().map_err(failed)?;
+    Ok(Arc::new(Attached {
+        _watch: watch,
+        controller,
+        name,
+    }))
+}
+
+/// A namespace of a drive that this process drives itself. Cloning shares it.
+#[derive(Clone)]
+pub struct Drive {
+    attached: Arc<Attached>,
+    description: Arc<Description>,
+    nsid: u32,
+    geometry: NamespaceGeometry,
+}
+
+impl Drive {
+    /// A namespace of any function's controller, which is taken over.
+    ///
+    /// # Errors
+    /// As [`Drives::open`].
+    pub fn take_over(
+        function: Arc<dyn PciFunction>,
+        nsid: Option<u32>,
+        options: Options,
+    ) -> Result<Self, DriveError> {
+        Self::of(attach(function, options)?, nsid)
+    }
+
+    /// Another namespace of the same controller.
+    ///
+    /// # Errors
+    /// As [`Drives::open`].
+    pub fn sibling(&self, nsid: u32) -> Result<Self, DriveError> {
+        Self::of(Arc::clone(&self.attached), Some(nsid))
+    }
+
+    fn of(attached: Arc<Attached>, nsid: Option<u32>) -> Result<Self, DriveError> {
+        let (controller, name) = (&attached.controller, attached.name.clone());
+        let failed = |source| DriveError::Controller {
+            name: name.clone(),
+            source,
+        };
+        let namespaces = controller.namespaces();
+        let available = namespaces.iter().map(homi_nvme::Namespace::nsid).collect();
+        let namespace = match (nsid, namespaces.as_slice()) {
+            (None, [only]) => only,
+            (None, []) => {
+                return Err(DriveError::NoNamespace {
+                    name,
+                    nsid: 1,
+                    available,
+                });
+            }
+            (None, _) => return Err(DriveError::Ambiguous { name, available }),
+            (Some(nsid), all) => match all.iter().find(|namespace| namespace.nsid() == nsid) {
+                Some(namespace) => namespace,
+                None => {
+                    return Err(DriveError::NoNamespace {
+                        name,
+                        nsid,
+                        available,
+                    });
+                }
+            },
+        };
+        let nsid = namespace.nsid();
+        let info = controller.info().map_err(failed)?;
+        // Controllers from before 1.3 have no such list.
+        let asked = Identify::namespace(Cns::NAMESPACE_DESCRIPTORS, nsid);
+        let descriptors: Option<[u8; DATA_SIZE]> = controller.identify(asked).ok();
+        let descriptors = descriptors.as_ref().map(<[u8; DATA_SIZE]>::as_slice);
+        let unfit = |reason| DriveError::Unfit {
+            name: name.clone(),
+            nsid,
+            reason,
+        };
+        let description = Description::new(nsid, info.identify(), namespace.identify(), descriptors)
+            .map_err(|error| match error {
+                Unfit::Page(reason) => unfit(format!("is described in a way that cannot be meant: {reason}")),
+                Unfit::Metadata(bytes) => unfit(format!(
+                    "has {bytes} bytes of metadata with each block, which is not supported: format it without"
+                )),
+                Unfit::CommandSet(set) => {
+                    unfit(format!("has the command set {set}, not the one of blocks (NVM)"))
+                }
+                Unfit::Geometry(source) => DriveError::Geometry {
+                    name: name.clone(),
+                    nsid,
+                    source,
+                },
+            })?;
+        let geometry = description.geometry;
+        Ok(Self {
+            attached,
+            description: Arc::new(description),
+            nsid,
+            geometry,
+        })
+    }
+
+    /// The same namespace, in which commands that change it are refused here if `read_only`.
+    #[must_use]
+    pub fn with_read_only(mut self, read_only: bool) -> Self {
+        self.geometry = self
+            .geometry
+            .with_read_only(read_only || self.description.geometry.read_only());
+        self
+    }
+
+    /// What the namespace looks like.
+    #[must_use]
+    pub fn geometry(&self) -> &NamespaceGeometry {
+        &self.geometry
+    }
+
+    /// The namespace's identifier on its controller, which every command gets.
+    #[must_use]
+    pub fn nsid(&self) -> u32 {
+        self.nsid
+    }
+
+    /// The function: its PCI address.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.attached.name
+    }
+
+    /// What it can be known by.
+    #[must_use]
+    pub fn ids(&self) -> &NamespaceIds {
+        &self.description.ids
+    }
+
+    /// Whether several controllers may reach it.
+    #[must_use]
+    pub fn shared(&self) -> bool {
+        self.description.shared
+    }
+
+    /// The controller's model.
+    #[must_use]
+    pub fn model(&self) -> &str {
+        &self.description.model
+    }
+
+    /// The controller's firmware.
+    #[must_use]
+    pub fn firmware(&self) -> &str {
+        &self.description.firmware
+    }
+
+    /// Whether what was written may be lost with power before a Flush.
+    #[must_use]
+    pub fn volatile_write_cache(&self) -> bool {
+        let info = self.attached.controller.info();
+        // One that cannot be asked now is taken for the careful case.
+        info.map_or(true, |info| info.identify().vwc & 1 != 0)
+    }
+
+    /// The controller, for what goes beyond one namespace.
+    #[must_use]
+    pub fn controller(&self) -> &Controller {
+        &self.attached.controller
+    }
+
+    /// Makes a region reachable for the controller and all its queues, until the result is dropped.
+    ///
+    /// # Errors
+    /// [`DriveError::Controller`].
+    pub fn map(&self, region: &Region) -> Result<homi_nvme::Mapped, DriveError> {
+        let failed = |source| DriveError::Controller {
+            name: self.attached.name.clone(),
+            source,
+        };
+        self.attached.controller.map(region).map_err(failed)
+    }
+
+    /// A queue pair of the drive for up to `depth` commands in flight: with an interrupt to sleep on where one is left, polled otherwise.
+    ///
+    /// # Errors
+    /// Why the controller has none left, as an error of the system.
+    pub fn open_queue(&self, depth: u16) -> io::Result<DriveQueue> {
+        let controller = &self.attached.controller;
+        let wanted = QueueOptions::new(depth);
+        let queue = match controller.open_queue(wanted.interrupts(Interrupts::On)) {
+            Err(NvmeError::NoVectors { .. }) => controller.open_queue(wanted),
+            opened => opened,
+        };
+        let queue = queue.map_err(|error| io::Error::other(format!("{}: {error}", self.attached.name)))?;
+        Ok(DriveQueue::new(self.clone(), queue))
+    }
+}
+
+impl fmt::Debug for Drive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Drive")
+            .field("name", &self.attached.name)
+            .field("nsid", &self.nsid)
+            .field("geometry", &self.geometry)
+            .finish_non_exhaustive()
+    }
+}
