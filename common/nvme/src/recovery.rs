@@ -54,15 +54,19 @@ impl Inner {
         let (cc, csts) = (self.bar.cc(), self.bar.csts()?);
         if cc.enabled() {
             if !csts.ready() && !csts.fatal() {
-                // CC.EN is not cleared before CSTS.RDY followed it (Base 2.0 §3.1.3.5); a controller that failed never gets there.
-                let _ = self.wait_for("become ready (CSTS.RDY = 1)", timeout, |csts| {
+                // CC.EN is not cleared before CSTS.RDY followed it (Base 2.0 §3.1.3.5). Where it never does, nothing would tell when the
+                // controller has stopped.
+                self.wait_for("become ready (CSTS.RDY = 1)", timeout, |csts| {
                     Ok(csts.ready() || csts.fatal())
-                });
+                })?;
             }
             self.bar
                 .set_cc(cc.with_enabled(false).with_shutdown(ShutdownNotification::None));
         }
-        self.wait_for("stop (CSTS.RDY = 0)", timeout, |csts| Ok(!csts.ready()))
+        // A controller that failed may never have been ready: its fatal status goes when it has stopped.
+        self.wait_for("stop (CSTS.RDY = 0)", timeout, |csts| {
+            Ok(!csts.ready() && !csts.fatal())
+        })
     }
 
     /// Stops the controller: afterwards every queue and every caller knows that its commands are over.
