@@ -55,12 +55,8 @@ impl Controller {
         if self.data_fault.none {
             return Ok(());
         }
-        let mut data = std::borrow::Cow::Borrowed(data);
-        if self.data_fault.corrupt
-            && let Some(byte) = data.to_mut().first_mut()
-        {
-            *byte ^= 1;
-        }
+        let mut data = data.to_vec();
+        self.data_fault.spoil(&mut data);
         let moved = self.bus.scatter(&parts, &data);
         moved.map_err(|_| Status::DATA_TRANSFER_ERROR)
     }

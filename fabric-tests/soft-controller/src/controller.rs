@@ -365,7 +365,7 @@ impl Controller {
     pub(crate) fn remove(&mut self) {
         self.clear();
         self.removed = true;
-        self.bus.master = false;
+        self.bus.set_master(false);
         self.vectors.clear();
     }
 
@@ -420,7 +420,7 @@ impl Controller {
 
     /// Raises a vector, if it is turned on and the function may.
     pub(crate) fn raise(&mut self, vector: u16) {
-        if !self.bus.master {
+        if !self.bus.is_master() {
             return;
         }
         if let Some(mut file) = self.vectors.get(usize::from(vector)) {
@@ -552,12 +552,14 @@ impl Controller {
                 Fault::WrongSqHead(head) => post.twist.sq_head = Some(*head),
                 Fault::WrongSqId(sqid) => post.twist.sq_id = Some(*sqid),
                 Fault::NoInterrupt => post.silent = true,
+                Fault::Raw(dwords) => post.twist.raw = Some(*dwords),
                 _ => {}
             }
         }
         if let Some(steps) = twin {
             let mut twin = post.clone();
             twin.twist.extra = true;
+            twin.twist.raw = None;
             self.late.push((later(at, steps), running.cqid, twin));
         }
         if at > now {

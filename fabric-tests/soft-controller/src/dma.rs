@@ -1,6 +1,7 @@
 //! How a controller reaches memory: through the IOMMU, or in its own memory buffer; and the transfers of commands.
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use homi_queue::{Iova, IovaRange, PageSize, Prp, PrpRules, Region, SglPart, SglRules, Unmapped};
 use homi_spec::command::{Psdt, TransferDirection};
@@ -83,7 +84,8 @@ pub(crate) struct NotTransferred;
 pub(crate) struct Bus {
     pub(crate) function: u16,
     pub(crate) iommu: Iommu,
-    pub(crate) master: bool,
+    /// Shared with the holds, which mean nothing while it is off.
+    pub(crate) master: Arc<AtomicBool>,
     pub(crate) cmb: Option<Cmb>,
     pub(crate) traffic: Traffic,
 }
@@ -98,6 +100,14 @@ impl Bus {
             reason,
         });
         Unmapped { start: at, len }
+    }
+
+    pub(crate) fn is_master(&self) -> bool {
+        self.master.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_master(&self, on: bool) {
+        self.master.store(on, Ordering::Release);
     }
 
     fn place(&self, at: Iova, len: u64) -> Place {
@@ -117,7 +127,7 @@ impl Bus {
                 Ok(())
             }
             Place::Across => Err(self.fault(at, len, false, FaultReason::Unmapped)),
-            Place::Outside if !self.master => Err(self.fault(at, len, false, FaultReason::BusMasterOff)),
+            Place::Outside if !self.is_master() => Err(self.fault(at, len, false, FaultReason::BusMasterOff)),
             Place::Outside => {
                 let mut rest = to;
                 let outcome = self.iommu.each(at, len, false, |memory, offset, bytes| {
@@ -145,7 +155,7 @@ impl Bus {
                 Ok(())
             }
             Place::Across => Err(self.fault(at, len, true, FaultReason::Unmapped)),
-            Place::Outside if !self.master => Err(self.fault(at, len, true, FaultReason::BusMasterOff)),
+            Place::Outside if !self.is_master() => Err(self.fault(at, len, true, FaultReason::BusMasterOff)),
             Place::Outside => {
                 let mut rest = from;
                 let outcome = self.iommu.each(at, len, true, |memory, offset, bytes| {
@@ -168,7 +178,7 @@ impl Bus {
                 self.traffic.cmb_written += 16;
                 self.cmb.as_ref().map(|cmb| (cmb.memory.clone(), offset))
             }
-            Place::Outside if self.master => {
+            Place::Outside if self.is_master() => {
                 let mut found = None;
                 let outcome = self.iommu.each(at, 16, true, |memory, offset, bytes| {
                     if bytes == 16 {
@@ -221,7 +231,8 @@ impl Bus {
 
     /// Notes that a queue lies there, so that unmapping it is noticed.
     pub(crate) fn hold(&self, range: IovaRange) -> Option<Hold> {
-        (!self.touches_cmb(range.start(), range.len())).then(|| self.iommu.hold(self.function, range))
+        (!self.touches_cmb(range.start(), range.len()))
+            .then(|| self.iommu.hold(self.function, range, self.master.clone()))
     }
 
     /// Where the data of a command is, as its data pointer says.

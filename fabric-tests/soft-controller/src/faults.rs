@@ -37,6 +37,8 @@ pub enum Trigger {
     Shutdown,
     /// The model begins this step (the first is 1).
     Step(u64),
+    /// 4 bytes of BAR 0 below the doorbells are read at this offset.
+    Read(u64),
 }
 
 /// Which commands: those for which everything given here holds.
@@ -130,6 +132,12 @@ pub enum Fault {
     NoData,
     /// One bit of the data is wrong on its way; the command succeeds.
     Corrupt,
+    /// The data to the host is replaced by bytes drawn from this seed; the command succeeds.
+    Garbage(u64),
+    /// The completion is these dwords, phase tag included.
+    Raw([u32; 4]),
+    /// A register is read as this. For [`Trigger::Read`].
+    Value(u32),
     /// What is written does not reach the media; the command succeeds.
     NotWritten,
     /// The completion raises no interrupt.
@@ -282,6 +290,7 @@ pub(crate) struct DataFault {
     pub(crate) none: bool,
     pub(crate) corrupt: bool,
     pub(crate) not_written: bool,
+    pub(crate) garbage: Option<u64>,
 }
 
 impl DataFault {
@@ -290,6 +299,30 @@ impl DataFault {
             none: faults.contains(&Fault::NoData),
             corrupt: faults.contains(&Fault::Corrupt),
             not_written: faults.contains(&Fault::NotWritten),
+            garbage: faults.iter().find_map(|fault| match fault {
+                Fault::Garbage(seed) => Some(*seed),
+                _ => None,
+            }),
+        }
+    }
+
+    /// Does to data on its way to the host what is to go wrong with it.
+    pub(crate) fn spoil(self, data: &mut [u8]) {
+        if let Some(seed) = self.garbage {
+            let mut random = seed | 1;
+            for byte in data.iter_mut() {
+                // Marsaglia's xorshift64.
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                let [.., high] = random.to_le_bytes();
+                *byte = high;
+            }
+        }
+        if self.corrupt
+            && let Some(byte) = data.last_mut()
+        {
+            *byte ^= 1;
         }
     }
 }

@@ -45,7 +45,7 @@ impl fmt::Debug for SoftFunction {
 impl Drop for SoftFunction {
     fn drop(&mut self) {
         self.model.with(self.index, |controller, _| {
-            controller.bus.master = false;
+            controller.bus.set_master(false);
             controller.vectors.clear();
             controller.raised.clear();
         });
@@ -127,7 +127,7 @@ impl PciFunction for SoftFunction {
     fn set_bus_master(&self, enabled: bool) -> Result<(), PciError> {
         self.present()?;
         self.model
-            .with(self.index, |controller, _| controller.bus.master = enabled);
+            .with(self.index, |controller, _| controller.bus.set_master(enabled));
         Ok(())
     }
 
@@ -173,7 +173,7 @@ impl PciFunction for SoftFunction {
             }
             shared.take_offline(controller.function);
             controller.hard_reset(false);
-            controller.bus.master = false;
+            controller.bus.set_master(false);
             controller.vectors.clear();
             true
         });
@@ -230,13 +230,17 @@ impl Registers for SoftRegisters {
         if !self.is_valid(at) {
             return u32::MAX;
         }
-        self.model.with(self.index, |controller, shared| {
+        let (value, effects) = self.model.with(self.index, |controller, shared| {
             if controller.removed {
-                u32::MAX
-            } else {
-                controller.read(shared, at)
+                return (u32::MAX, false);
             }
-        })
+            (controller.read(shared, at), !shared.effects.is_empty())
+        });
+        if effects {
+            // A fault that a read set off.
+            self.model.settle();
+        }
+        value
     }
 
     fn write32(&self, at: u64, value: u32) {

@@ -1,9 +1,10 @@
 //! The shortest way from a doorbell to a completion, for counting a driver's instructions.
 //!
 //! An I/O queue's doorbell write copies the command identifiers of the new entries into completions, and nothing else: no command is looked
-//! at, no data is moved. What it costs is a lock, and a few loads and stores per command.
+//! at, no data is moved. What it costs is a lock, and a few loads and stores per command. Head doorbells are not looked at: a driver that has
+//! no more commands under way than the completion queue has room for, as every driver does, never needs them here.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use homi_queue::Region;
@@ -22,32 +23,39 @@ pub(crate) struct InstantQueue {
     pub(crate) cq_size: u32,
     pub(crate) cq_tail: u32,
     pub(crate) phase: bool,
+    pub(crate) completed: u64,
+}
+
+/// A place for a queue.
+#[derive(Debug, Default)]
+struct Place {
+    /// There is a queue: enough to know for the completion queue's doorbell.
+    live: AtomicBool,
+    queue: Mutex<Option<InstantQueue>>,
 }
 
 /// The queues of a function that are answered at once, by queue identifier.
 #[derive(Debug, Default)]
 pub(crate) struct Instant {
     stride_shift: u32,
-    queues: Vec<Mutex<Option<InstantQueue>>>,
-    completed: AtomicU64,
+    places: Vec<Place>,
 }
 
 impl Instant {
     pub(crate) fn new(queues: u16, stride: u64) -> Self {
         Self {
             stride_shift: stride.trailing_zeros(),
-            queues: (0..=queues).map(|_| Mutex::new(None)).collect(),
-            completed: AtomicU64::new(0),
+            places: (0..=queues).map(|_| Place::default()).collect(),
         }
     }
 
-    fn lock(queue: &Mutex<Option<InstantQueue>>) -> MutexGuard<'_, Option<InstantQueue>> {
-        queue.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(place: &Place) -> MutexGuard<'_, Option<InstantQueue>> {
+        place.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Replaces the queues.
     pub(crate) fn set(&self, mut queues: Vec<InstantQueue>) {
-        for (qid, place) in (0_u16..).zip(&self.queues) {
+        for (qid, place) in (0_u16..).zip(&self.places) {
             let new = queues.iter().position(|queue| queue.qid == qid);
             let mut old = Self::lock(place);
             match new.map(|at| queues.swap_remove(at)) {
@@ -55,6 +63,7 @@ impl Instant {
                 Some(new) if old.as_ref().is_some_and(|old| old.id == new.id) => {}
                 new => *old = new,
             }
+            place.live.store(old.is_some(), Ordering::Release);
         }
     }
 
@@ -62,9 +71,10 @@ impl Instant {
         self.set(Vec::new());
     }
 
-    /// Commands completed this way.
+    /// Commands completed this way, by the queues that exist.
     pub(crate) fn completed(&self) -> u64 {
-        self.completed.load(Ordering::Relaxed)
+        let completed = |place| Self::lock(place).as_ref().map_or(0, |queue| queue.completed);
+        self.places.iter().map(completed).sum()
     }
 
     /// Takes a doorbell write, if it is of such a queue.
@@ -73,32 +83,32 @@ impl Instant {
             return false;
         };
         let index = at >> self.stride_shift;
-        let Some(queue) = usize::try_from(index >> 1)
-            .ok()
-            .and_then(|qid| self.queues.get(qid))
-        else {
+        let place = usize::try_from(index >> 1).ok();
+        let Some(place) = place.and_then(|qid| self.places.get(qid)) else {
             return false;
         };
-        let mut queue = Self::lock(queue);
-        let Some(queue) = queue.as_mut() else { return false };
-        if index & 1 == 0 {
-            let done = queue.answer(value);
-            self.completed.fetch_add(done, Ordering::Relaxed);
+        if index & 1 == 1 {
+            return place.live.load(Ordering::Acquire);
         }
-        true
+        match Self::lock(place).as_mut() {
+            Some(queue) => {
+                queue.answer(value);
+                true
+            }
+            None => false,
+        }
     }
 }
 
 impl InstantQueue {
     /// Completes every entry before `tail`. A tail out of range is not taken.
-    fn answer(&mut self, tail: u32) -> u64 {
+    fn answer(&mut self, tail: u32) {
         let (Some(sq), Some(cq)) = (self.sq.0.words(), self.cq.0.words()) else {
-            return 0;
+            return;
         };
         if tail >= self.sq_size {
-            return 0;
+            return;
         }
-        let mut done = 0;
         while self.sq_head != tail {
             // Entries of 8 and 2 words; the command identifier is in bits 31:16 of the first.
             let entry = self.sq.1 + self.sq_head as usize * 8;
@@ -121,8 +131,7 @@ impl InstantQueue {
                 self.cq_tail = 0;
                 self.phase = !self.phase;
             }
-            done += 1;
+            self.completed += 1;
         }
-        done
     }
 }

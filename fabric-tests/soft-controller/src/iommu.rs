@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use homi_pci::{Access, DmaBackend, DmaError, DmaSpace};
@@ -69,7 +69,7 @@ struct Entry {
 struct Records {
     faults: VecDeque<DmaFault>,
     early: Vec<EarlyUnmap>,
-    held: BTreeMap<u64, (IovaRange, u16)>,
+    held: BTreeMap<u64, (IovaRange, u16, Arc<AtomicBool>)>,
     next_hold: u64,
     refuse_maps: u64,
     refuse_unmaps: u64,
@@ -105,11 +105,11 @@ impl Iommu {
     }
 
     /// Says that a queue lies there.
-    pub(crate) fn hold(&self, function: u16, range: IovaRange) -> Hold {
+    pub(crate) fn hold(&self, function: u16, range: IovaRange, master: Arc<AtomicBool>) -> Hold {
         let mut records = self.records();
         let id = records.next_hold;
         records.next_hold += 1;
-        records.held.insert(id, (range, function));
+        records.held.insert(id, (range, function, master));
         Hold {
             iommu: self.clone(),
             id,
@@ -227,8 +227,8 @@ impl DmaBackend for Iommu {
             let early: Vec<_> = records
                 .held
                 .values()
-                .filter(|(used, _)| overlaps(used))
-                .map(|(used, function)| EarlyUnmap {
+                .filter(|(used, _, master)| overlaps(used) && master.load(Ordering::Acquire))
+                .map(|(used, function, _)| EarlyUnmap {
                     unmapped: at,
                     used: *used,
                     function: *function,
@@ -299,7 +299,7 @@ impl SoftSpace {
         self.iommu.0.faults.load(Ordering::Relaxed)
     }
 
-    /// Mappings that were taken back although a queue lay in them, the first 1024.
+    /// Mappings that were taken back although a queue of a controller that may reach memory lay in them, the first 1024.
     #[must_use]
     pub fn early_unmaps(&self) -> Vec<EarlyUnmap> {
         self.iommu.records().early.clone()

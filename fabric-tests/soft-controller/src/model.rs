@@ -172,6 +172,7 @@ fn instant_queues(controller: &Controller) -> Vec<InstantQueue> {
                 cq_size: cq.size,
                 cq_tail: cq.tail,
                 phase: cq.phase,
+                completed: 0,
             });
         }
     }
@@ -281,7 +282,7 @@ impl SoftController {
             let bus = Bus {
                 function,
                 iommu: space.iommu.clone(),
-                master: false,
+                master: Arc::default(),
                 cmb,
                 traffic: Traffic::default(),
             };

@@ -136,11 +136,7 @@ impl Controller {
         check_bad(namespace, command.slba, blocks)?;
         let mut data = vec![0; usize::try_from(len).map_err(|_| Status::INTERNAL_ERROR)?];
         namespace.media.read(at, &mut data);
-        if self.data_fault.corrupt
-            && let Some(byte) = data.last_mut()
-        {
-            *byte ^= 1;
-        }
+        self.data_fault.spoil(&mut data);
         if !self.data_fault.none {
             let moved = self.bus.scatter(&parts, &data);
             moved.map_err(|_| Status::DATA_TRANSFER_ERROR)?;

@@ -60,6 +60,7 @@ pub(crate) struct Twist {
     pub(crate) cid: Option<u16>,
     pub(crate) sq_head: Option<u16>,
     pub(crate) sq_id: Option<u16>,
+    pub(crate) raw: Option<[u32; 4]>,
     /// It belongs to no command, or is a command's second.
     pub(crate) extra: bool,
 }
@@ -96,6 +97,10 @@ impl Post {
 /// Steps from one index of a ring to another.
 pub(crate) const fn distance(size: u32, from: u32, to: u32) -> u32 {
     if to >= from { to - from } else { size - from + to }
+}
+
+const fn join(low: u32, high: u32) -> u64 {
+    low as u64 | ((high as u64) << 32)
 }
 
 /// Where the bytes of a queue are.
@@ -407,11 +412,9 @@ impl Controller {
                     cid: U16::new(post.twist.cid.unwrap_or(post.cid)),
                     status: U16::new(post.status.to_wire(phase)),
                 };
-                let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = zerocopy::transmute!(cqe);
-                let entry = [
-                    u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-                    u64::from_le_bytes([i, j, k, l, m, n, o, p]),
-                ];
+                let dwords: [U32; 4] = zerocopy::transmute!(cqe);
+                let [a, b, c, d] = post.twist.raw.unwrap_or(dwords.map(U32::get));
+                let entry = [join(a, b), join(c, d)];
                 busy = true;
                 if self.bus.write_entry(at, entry).is_err() {
                     let kind = MisuseKind::QueueUnreachable {

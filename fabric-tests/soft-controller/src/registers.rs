@@ -4,6 +4,7 @@ use homi_spec::controller::{Cc, Csts, ShutdownNotification, ShutdownStatus};
 use homi_spec::registers::{Aqa, CmbMsc, SUBSYSTEM_RESET, offset};
 
 use crate::controller::{Controller, Life};
+use crate::faults::{Fault, Trigger};
 use crate::misuse::MisuseKind;
 use crate::shared::{Effect, Shared};
 
@@ -42,6 +43,15 @@ impl Controller {
         if at >= offset::DOORBELLS {
             self.misuse(shared, MisuseKind::DoorbellRead { at: at as u64 });
             return 0;
+        }
+        let faults = shared.plan.event(self.function, &Trigger::Read(at as u64));
+        self.apply(shared, &faults);
+        let given = faults.iter().find_map(|fault| match fault {
+            Fault::Value(value) => Some(*value),
+            _ => None,
+        });
+        if let Some(value) = given {
+            return value;
         }
         let cap = self.cap(&shared.config).0;
         match at {

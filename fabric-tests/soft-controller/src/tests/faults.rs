@@ -389,3 +389,42 @@ fn a_thread_runs_the_model() {
     drop(thread);
     assert_eq!(model.misuse(), []);
 }
+
+#[test]
+fn anything_can_come_back() {
+    let (_raw, pair) = one(Fault::Raw([1, 2, 3, 0x0001_abcd]));
+    let cqe = pair.peek().unwrap();
+    assert_eq!((cqe.dw0.get(), cqe.dw1.get(), cqe.sq_head.get()), (1, 2, 3));
+    assert_eq!(cqe.cid.get(), 0xabcd);
+
+    let mut raw = Raw::new(SoftConfig {
+        faults: vec![
+            FaultRule::on(Trigger::Read(offset::CSTS as u64), Fault::Value(u32::MAX)),
+            FaultRule::once(CommandMatch::admin_opcode(6), Fault::Garbage(5)),
+        ],
+        ready_steps: 0,
+        ..SoftConfig::default()
+    });
+    // Bring-up looked once.
+    assert_eq!(raw.csts().0, 1);
+    let identify = homi_spec::identify::Identify::controller().to_sqe(0);
+    assert!(raw.admin_page(identify).status().is_success());
+    let garbage = raw.page.bytes(0, 4096);
+    assert!(garbage.iter().filter(|byte| **byte == 0).count() < 100);
+    assert!(raw.admin_page(identify).status().is_success());
+    assert_ne!(raw.page.bytes(0, 4096), garbage);
+    raw.assert_clean();
+}
+
+#[test]
+fn queues_may_be_unmapped_once_the_controller_cannot_reach_memory() {
+    let mut raw = Raw::new(SoftConfig::default());
+    raw.set_queues(1);
+    let mut pair = raw.pair(1, 8);
+    raw.function.set_bus_master(false).unwrap();
+    pair.maps.clear();
+    raw.assert_clean();
+    raw.function.set_bus_master(true).unwrap();
+    raw.admin.maps.clear();
+    assert_eq!(raw.model.space(0).unwrap().early_unmaps().len(), 2);
+}
