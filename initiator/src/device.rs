@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use homi_fabric::host::NamespaceInfo;
 use homi_local::{
-    Backing, File, FileBackend, FileOptions, LocalQueue, NamespaceGeometry, NamespaceIds, OpenError,
-    Passthrough, PassthroughError, PassthroughOptions, Ram, Registration,
+    Backing, Drive, Drives, File, FileBackend, FileOptions, LocalQueue, NamespaceGeometry, NamespaceIds,
+    OpenError, Passthrough, PassthroughError, PassthroughOptions, Ram, Registration,
 };
 use homi_queue::{Buffer, Command, CommandId, Completed, Data, Queue, QueueFull, QueueLost, Slot, Wait};
 
@@ -93,8 +93,8 @@ impl Device {
         })
     }
 
-    pub(crate) fn local(uri: Uri, purpose: Purpose) -> Result<Self, Error> {
-        let backing = open_backing(&uri, purpose)?;
+    pub(crate) fn local(mut uri: Uri, purpose: Purpose, drives: &Drives) -> Result<Self, Error> {
+        let backing = open_backing(&uri, purpose, drives)?;
         let geometry = backing.geometry();
         let mut namespace = NamespaceInfo {
             nsid: 1,
@@ -112,6 +112,13 @@ impl Device {
             namespace.nsid = device.nsid();
             namespace.shared = device.shared();
             (namespace.nguid, namespace.eui64, namespace.uuid) = (ids.nguid, ids.eui64, ids.uuid);
+        }
+        if let Backing::Drive(drive) = &backing {
+            let ids = drive.ids();
+            namespace.nsid = drive.nsid();
+            namespace.shared = drive.shared();
+            (namespace.nguid, namespace.eui64, namespace.uuid) = (ids.nguid, ids.eui64, ids.uuid);
+            uri = uri.with_nsid(drive.nsid());
         }
         Ok(Self {
             inner: Arc::new(Inner {
@@ -164,6 +171,7 @@ impl Device {
         let limit = match &self.inner.path {
             Path::Fabric(controller) => controller.info().max_transfer.unwrap_or(MAX_TRANSFER),
             Path::Local(Backing::Passthrough(device)) => device.max_transfer(),
+            Path::Local(Backing::Drive(drive)) => drive.max_transfer(),
             Path::Local(_) => MAX_TRANSFER,
         };
         let block = self.block_size();
@@ -195,6 +203,15 @@ impl Device {
         }
     }
 
+    /// The drive's namespace, if this process drives it itself.
+    #[must_use]
+    pub fn drive(&self) -> Option<&Drive> {
+        match &self.inner.path {
+            Path::Local(Backing::Drive(drive)) => Some(drive),
+            Path::Fabric(_) | Path::Local(_) => None,
+        }
+    }
+
     /// What the namespace is known by, whatever the path to it; `None` for memory, and for files that are on no NVMe drive of this machine's.
     #[must_use]
     pub fn ids(&self) -> Option<NamespaceIds> {
@@ -207,6 +224,7 @@ impl Device {
                 eui64: self.inner.namespace.eui64,
             }),
             Path::Local(Backing::Passthrough(device)) => Some(device.ids().clone()),
+            Path::Local(Backing::Drive(drive)) => Some(drive.ids().clone()),
             Path::Local(Backing::File(file)) => {
                 homi_local::namespace_at(file.path()).map(|namespace| namespace.ids)
             }
@@ -246,7 +264,7 @@ impl Device {
     }
 }
 
-fn open_backing(uri: &Uri, purpose: Purpose) -> Result<Backing, Error> {
+fn open_backing(uri: &Uri, purpose: Purpose, drives: &Drives) -> Result<Backing, Error> {
     let read_only = purpose == Purpose::Reading;
     match uri {
         Uri::Kernel { path } => {
@@ -259,6 +277,7 @@ fn open_backing(uri: &Uri, purpose: Purpose) -> Result<Backing, Error> {
                 opened => Ok(opened?.into()),
             }
         }
+        Uri::Pci { address, nsid } => Ok(drives.open(*address, *nsid)?.with_read_only(read_only).into()),
         Uri::File { path, block_size } => {
             let options = FileOptions::new(path)
                 .block_size(*block_size)

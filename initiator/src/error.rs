@@ -176,6 +176,9 @@ pub enum Error {
     /// A namespace behind the kernel's NVMe driver.
     #[error(transparent)]
     Passthrough(#[from] homi_local::PassthroughError),
+    /// A drive that this process drives itself.
+    #[error(transparent)]
+    Drive(#[from] homi_local::DriveError),
     /// Data in memory of a device.
     #[error(transparent)]
     DmaBuf(#[from] homi_local::DmaBufUnsupported),

@@ -19,6 +19,7 @@ use crate::fabric::FabricQueue;
 use crate::keeper::{Association, AssociationShared, Keeper};
 use crate::options::{InitiatorBuilder, Options};
 use crate::uri::{FabricUri, Transport, Uri};
+use homi_local::{DriveOptions, Drives};
 
 /// Entries of an admin queue: the smallest that fabrics allow, which nobody has needed more than.
 const ADMIN_ENTRIES: u16 = 32;
@@ -40,6 +41,8 @@ pub struct Initiator {
 struct Shared {
     options: Arc<Options>,
     keeper: Arc<Keeper>,
+    /// Drives that this process drives itself.
+    drives: Drives,
 }
 
 impl Drop for Shared {
@@ -68,6 +71,7 @@ impl Initiator {
             shared: Arc::new(Shared {
                 options: Arc::new(options),
                 keeper,
+                drives: Drives::new(DriveOptions::default()),
             }),
         })
     }
@@ -233,7 +237,7 @@ impl Initiator {
     ///
     /// # Errors
     /// As [`Initiator::connect`]; [`Error::NoNamespace`] and [`Error::AmbiguousNamespace`] where the URI's namespace does not exist,
-    /// or names none of several; [`Error::File`] and [`Error::Passthrough`] for a file or device that cannot be opened.
+    /// or names none of several; [`Error::File`], [`Error::Passthrough`] and [`Error::Drive`] for a file or device that cannot be opened.
     pub fn open(&self, uri: &Uri) -> Result<Device, Error> {
         self.open_for(uri, Purpose::Everything)
     }
@@ -254,7 +258,9 @@ impl Initiator {
                  (`homi discover {uri}` lists them)"
             ))),
             Uri::Fabric(fabric) => Device::fabric(uri.clone(), self.connect(uri)?, fabric.nsid),
-            Uri::Kernel { .. } | Uri::File { .. } | Uri::Ram { .. } => Device::local(uri.clone(), purpose),
+            Uri::Kernel { .. } | Uri::Pci { .. } | Uri::File { .. } | Uri::Ram { .. } => {
+                Device::local(uri.clone(), purpose, &self.shared.drives)
+            }
         }
     }
 }
@@ -262,7 +268,7 @@ impl Initiator {
 fn fabric<'a>(uri: &'a Uri, otherwise: &str) -> Result<&'a FabricUri, Error> {
     match uri {
         Uri::Fabric(fabric) => Ok(fabric),
-        Uri::Kernel { .. } | Uri::File { .. } | Uri::Ram { .. } => {
+        Uri::Kernel { .. } | Uri::Pci { .. } | Uri::File { .. } | Uri::Ram { .. } => {
             Err(Error::Unsupported(format!("{uri}: {otherwise}")))
         }
     }

@@ -6,6 +6,7 @@
 //! | `nvme+tcp://host[:8009]` | the discovery service of a host |
 //! | `nvme+rdma://host[:4420]/NQN[?nsid=N]`, `nvme+rdma://host[:4420]` | the same over NVMe/RDMA |
 //! | `nvme+kernel:///dev/ng0n1` | a namespace behind this machine's NVMe driver, commands passed as they are (its generic character device) |
+//! | `nvme+pci://0000:01:00.0[/NSID]` | a drive of this machine, or one of its namespaces, driven by this process (`scripts/bind-vfio` binds it) |
 //! | `file:///path[?block=4096]` | a file or block device of this machine |
 //! | `ram://SIZE[?block=4096]` | memory of this process, `SIZE` as in `64M` |
 //!
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use homi_fabric::host::TransportKind;
+pub use homi_pci::{PciAddress, PciAddressError};
 use homi_spec::nqn::{DISCOVERY_NQN, Nqn};
 
 /// Port of I/O controllers over either transport, and of discovery controllers over NVMe/RDMA.
@@ -41,6 +43,13 @@ pub enum Uri {
     Kernel {
         /// Absolute path of its generic character device, as in `/dev/ng0n1`.
         path: PathBuf,
+    },
+    /// A namespace of a drive of this machine that this process drives itself.
+    Pci {
+        /// Where the drive is.
+        address: PciAddress,
+        /// Namespace; `None` means the only one.
+        nsid: Option<u32>,
     },
     /// A file or a block device of this machine.
     File {
@@ -121,18 +130,8 @@ pub enum UriError {
     #[error("\"{0}\" has no scheme: write nvme+tcp://HOST:PORT/NQN, file:///PATH or ram://SIZE")]
     NoScheme(String),
     /// A scheme that nobody knows.
-    #[error("unknown scheme \"{0}\": use nvme+tcp, nvme+rdma, nvme+kernel, file or ram")]
+    #[error("unknown scheme \"{0}\": use nvme+tcp, nvme+rdma, nvme+kernel, nvme+pci, file or ram")]
     UnknownScheme(String),
-    /// A path that is known but not built into this release.
-    #[error(
-        "{scheme} is not supported by this build: {missing}; use nvme+tcp, nvme+rdma, nvme+kernel, file or ram"
-    )]
-    Unsupported {
-        /// The scheme asked for.
-        scheme: &'static str,
-        /// What is missing.
-        missing: &'static str,
-    },
     /// No host between the slashes.
     #[error("no host in \"{0}\": write nvme+tcp://HOST[:PORT]/NQN")]
     NoHost(String),
@@ -175,6 +174,9 @@ pub enum UriError {
     /// A device's path that is not absolute.
     #[error("\"{0}\" is not the path of a device: write nvme+kernel:///dev/ng0n1 with three slashes")]
     RelativeDevice(String),
+    /// The address of a drive is none.
+    #[error("nvme+pci: {0}")]
+    BadAddress(#[from] PciAddressError),
     /// A size that is not a number with an optional suffix.
     #[error("\"{0}\" is not a size: write a number of bytes, or one with K, M, G or T, as in ram://64M")]
     BadSize(String),
@@ -219,11 +221,13 @@ impl Uri {
         })
     }
 
-    /// The same controller with this namespace chosen; local URIs stay as they are.
+    /// The same controller with this namespace chosen; URIs without a controller stay as they are.
     #[must_use]
     pub fn with_nsid(mut self, nsid: u32) -> Self {
-        if let Self::Fabric(fabric) = &mut self {
-            fabric.nsid = Some(nsid);
+        match &mut self {
+            Self::Fabric(fabric) => fabric.nsid = Some(nsid),
+            Self::Pci { nsid: chosen, .. } => *chosen = Some(nsid),
+            Self::Kernel { .. } | Self::File { .. } | Self::Ram { .. } => {}
         }
         self
     }
@@ -233,14 +237,14 @@ impl Uri {
     pub fn is_discovery(&self) -> bool {
         match self {
             Self::Fabric(fabric) => fabric.nqn.as_ref().is_none_or(Nqn::is_discovery),
-            Self::Kernel { .. } | Self::File { .. } | Self::Ram { .. } => false,
+            Self::Kernel { .. } | Self::Pci { .. } | Self::File { .. } | Self::Ram { .. } => false,
         }
     }
 
     /// Whether the blocks are on this machine, reached without a fabric.
     #[must_use]
     pub fn is_local(&self) -> bool {
-        matches!(self, Self::Kernel { .. } | Self::File { .. } | Self::Ram { .. })
+        !matches!(self, Self::Fabric(_))
     }
 }
 
@@ -276,10 +280,7 @@ impl FromStr for Uri {
             "nvme+kernel" => parse_kernel(rest),
             "file" => parse_file(rest),
             "ram" => parse_ram(rest),
-            "nvme+pci" => Err(UriError::Unsupported {
-                scheme: "nvme+pci",
-                missing: "the user-space PCIe driver is not part of it yet",
-            }),
+            "nvme+pci" => parse_pci(rest),
             other => Err(UriError::UnknownScheme(other.to_owned())),
         }
     }
@@ -371,6 +372,22 @@ fn parse_kernel(rest: &str) -> Result<Uri, UriError> {
     }
     Ok(Uri::Kernel {
         path: PathBuf::from(percent_decode(path).map_err(|_| wrong())?),
+    })
+}
+
+fn parse_pci(rest: &str) -> Result<Uri, UriError> {
+    let (path, query) = split_query(rest);
+    if let Some((name, _)) = parameters(query).next() {
+        return Err(unknown_parameter(name, "nvme+pci", "none"));
+    }
+    let (address, nsid) = match path.split_once('/') {
+        Some((address, nsid)) if !nsid.is_empty() => (address, Some(nsid)),
+        Some((address, _)) => (address, None),
+        None => (path, None),
+    };
+    Ok(Uri::Pci {
+        address: address.parse()?,
+        nsid: nsid.map(parse_nsid).transpose()?,
     })
 }
 
@@ -486,6 +503,13 @@ impl fmt::Display for Uri {
                 f.write_str("nvme+kernel://")?;
                 percent_encode(f, &path.to_string_lossy())
             }
+            Self::Pci { address, nsid } => {
+                write!(f, "nvme+pci://{address}")?;
+                match nsid {
+                    Some(nsid) => write!(f, "/{nsid}"),
+                    None => Ok(()),
+                }
+            }
             Self::Ram { size, block_size } => {
                 write!(f, "ram://{size}")?;
                 write_block(f, *block_size)
@@ -541,6 +565,8 @@ mod tests {
             "nvme+rdma://[::1]:4420",
             "nvme+kernel:///dev/ng0n1",
             "nvme+kernel:///dev/odd%3F name",
+            "nvme+pci://0000:01:00.0",
+            "nvme+pci://10000:e1:00.7/12",
             "file:///tmp/disk image.raw",
             "file:///tmp/disk?block=512",
             "ram://67108864",
@@ -586,7 +612,9 @@ mod tests {
             ("nvme://host", "unknown scheme \"nvme\""),
             ("nvme+rdma://host?nsid=1", "no subsystem"),
             ("nvme+rdma://host/nqn?depth=1", "nvme+rdma takes nsid"),
-            ("nvme+pci://0000:01:00.0", "PCIe driver"),
+            ("nvme+pci://nvme0", "0000:01:00.0"),
+            ("nvme+pci://01:00.0/x", "namespace id"),
+            ("nvme+pci://01:00.0?nsid=1", "nvme+pci takes none"),
             ("nvme+tcp:///nqn.2024-01.org.example:a", "no host"),
             ("nvme+tcp://::1/nqn.2024-01.org.example:a", "brackets"),
             ("nvme+tcp://[::1", "brackets"),

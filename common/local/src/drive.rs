@@ -16,6 +16,9 @@ use crate::drive_queue::DriveQueue;
 use crate::geometry::{GeometryError, NamespaceGeometry};
 use crate::kernel::NamespaceIds;
 
+/// Bytes of one device command at most, where the controller has no limit.
+const MAX_TRANSFER: u64 = 4 << 20;
+
 /// Why a namespace of a drive cannot be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -303,6 +306,14 @@ impl Drive {
         &self.attached.name
     }
 
+    /// Largest transfer of one device command in bytes. Reads, writes and compares that are longer are executed in parts.
+    #[must_use]
+    pub fn max_transfer(&self) -> u32 {
+        let info = self.attached.controller.info();
+        let limit = info.map_or(MAX_TRANSFER, |info| info.max_transfer());
+        u32::try_from(limit.min(MAX_TRANSFER)).unwrap_or(u32::MAX)
+    }
+
     /// What it can be known by.
     #[must_use]
     pub fn ids(&self) -> &NamespaceIds {
@@ -333,6 +344,30 @@ impl Drive {
         let info = self.attached.controller.info();
         // One that cannot be asked now is taken for the careful case.
         info.map_or(true, |info| info.identify().vwc & 1 != 0)
+    }
+
+    /// The page that Identify Controller (CNS 01h) returns.
+    ///
+    /// # Errors
+    /// [`DriveError::Controller`].
+    pub fn identify_controller(&self) -> Result<[u8; DATA_SIZE], DriveError> {
+        self.identify(Identify::controller())
+    }
+
+    /// The page that Identify Namespace (CNS 00h) returns.
+    ///
+    /// # Errors
+    /// [`DriveError::Controller`].
+    pub fn identify_namespace(&self) -> Result<[u8; DATA_SIZE], DriveError> {
+        self.identify(Identify::namespace(Cns::NAMESPACE, self.nsid))
+    }
+
+    fn identify(&self, asked: Identify) -> Result<[u8; DATA_SIZE], DriveError> {
+        let page = self.attached.controller.identify(asked);
+        page.map_err(|source| DriveError::Controller {
+            name: self.attached.name.clone(),
+            source,
+        })
     }
 
     /// The controller, for what goes beyond one namespace.

@@ -1,7 +1,10 @@
 //! `homi identify`: what a controller or a namespace says about itself.
 
 use clap::Args;
-use homi_initiator::{Controller, ControllerInfo, ControllerKind, Device, NamespaceInfo, Passthrough, Uri};
+use homi_initiator::{
+    Controller, ControllerInfo, ControllerKind, Device, Drive, NamespaceInfo, Passthrough, Uri,
+};
+use homi_spec::identify::DATA_SIZE;
 use serde_json::{Value, json};
 
 use crate::arguments;
@@ -78,10 +81,13 @@ impl Identify {
     }
 
     fn local(&self, device: &Device) -> Result<(), Failure> {
-        if let Some(namespace) = device.passthrough()
-            && (self.raw || self.controller)
-        {
-            return self.behind_kernel(namespace);
+        if self.raw || self.controller {
+            if let Some(namespace) = device.passthrough() {
+                return self.of_drive(namespace);
+            }
+            if let Some(drive) = device.drive() {
+                return self.of_drive(drive);
+            }
         }
         if self.raw || self.controller {
             return Err(Failure::Usage(format!(
@@ -109,32 +115,28 @@ impl Identify {
         ];
         if let Some(namespace) = device.passthrough() {
             fields.extend(namespace_ids(device.namespace()));
-            fields.extend(drive_fields(namespace));
+            fields.extend(namespace.fields());
+        }
+        if let Some(drive) = device.drive() {
+            fields.extend(namespace_ids(device.namespace()));
+            fields.extend(drive.fields());
         }
         output::text(&output::fields(&fields))
     }
 
-    /// What a drive behind the kernel's driver says.
-    fn behind_kernel(&self, namespace: &Passthrough) -> Result<(), Failure> {
-        let page = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
+    /// What a drive of this machine says.
+    fn of_drive(&self, drive: &impl Identified) -> Result<(), Failure> {
         match (self.raw, self.controller) {
-            (true, true) => {
-                let bytes = namespace.identify_controller().map_err(|error| page(&error))?;
-                self.page("controller", &bytes)
+            (true, true) => self.page("controller", &drive.controller_page()?),
+            (true, false) => self.page("namespace", &drive.namespace_page()?),
+            (false, _) if self.json => {
+                let fields = drive.fields().into_iter();
+                let fields: serde_json::Map<String, Value> = fields
+                    .map(|(name, value)| (name.replace(' ', "_"), json!(value)))
+                    .collect();
+                output::json(&json!({ "uri": self.uri.to_string(), "controller": fields }))
             }
-            (true, false) => {
-                let bytes = namespace.identify_namespace().map_err(|error| page(&error))?;
-                self.page("namespace", &bytes)
-            }
-            (false, _) if self.json => output::json(&json!({
-                "uri": self.uri.to_string(),
-                "controller": {
-                    "model": namespace.model(),
-                    "serial": namespace.ids().serial,
-                    "firmware": namespace.firmware(),
-                },
-            })),
-            (false, _) => output::text(&output::fields(&drive_fields(namespace))),
+            (false, _) => output::text(&output::fields(&drive.fields())),
         }
     }
 
@@ -268,16 +270,56 @@ fn namespace_ids(info: &NamespaceInfo) -> [(&'static str, String); 3] {
     ]
 }
 
-fn drive_fields(namespace: &Passthrough) -> Vec<(&'static str, String)> {
-    let mut fields = vec![
-        ("model", namespace.model().to_owned()),
-        ("serial", namespace.ids().serial.clone()),
-        ("firmware", namespace.firmware().to_owned()),
-    ];
-    if let Some(kernel) = namespace.kernel() {
-        fields.push(("block device", kernel.block.display().to_string()));
+/// A namespace of a drive of this machine, behind the kernel's driver or this process's own.
+trait Identified {
+    fn fields(&self) -> Vec<(&'static str, String)>;
+    fn controller_page(&self) -> Result<[u8; DATA_SIZE], Failure>;
+    fn namespace_page(&self) -> Result<[u8; DATA_SIZE], Failure>;
+}
+
+impl Identified for Passthrough {
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        let mut fields = vec![
+            ("model", self.model().to_owned()),
+            ("serial", self.ids().serial.clone()),
+            ("firmware", self.firmware().to_owned()),
+        ];
+        if let Some(kernel) = self.kernel() {
+            fields.push(("block device", kernel.block.display().to_string()));
+        }
+        fields
     }
-    fields
+
+    fn controller_page(&self) -> Result<[u8; DATA_SIZE], Failure> {
+        self.identify_controller()
+            .map_err(|error| Failure::Failed(error.to_string()))
+    }
+
+    fn namespace_page(&self) -> Result<[u8; DATA_SIZE], Failure> {
+        self.identify_namespace()
+            .map_err(|error| Failure::Failed(error.to_string()))
+    }
+}
+
+impl Identified for Drive {
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("model", self.model().to_owned()),
+            ("serial", self.ids().serial.clone()),
+            ("firmware", self.firmware().to_owned()),
+            ("pci address", self.name().to_owned()),
+        ]
+    }
+
+    fn controller_page(&self) -> Result<[u8; DATA_SIZE], Failure> {
+        self.identify_controller()
+            .map_err(|error| Failure::Failed(error.to_string()))
+    }
+
+    fn namespace_page(&self) -> Result<[u8; DATA_SIZE], Failure> {
+        self.identify_namespace()
+            .map_err(|error| Failure::Failed(error.to_string()))
+    }
 }
 
 /// A namespace as JSON.
@@ -318,6 +360,16 @@ pub(crate) fn device_json(device: &Device) -> Value {
             .kernel()
             .map(|kernel| kernel.block.display().to_string());
         object.insert("block_device".to_owned(), json!(block));
+    }
+    if let (Some(drive), Some(object)) = (device.drive(), object.as_object_mut()) {
+        let ids = drive.ids();
+        object.insert("uuid".to_owned(), json!(ids.uuid.map(|id| output::uuid(&id))));
+        object.insert("nguid".to_owned(), json!(ids.nguid.map(|id| output::hex(&id))));
+        object.insert("eui64".to_owned(), json!(ids.eui64.map(|id| output::hex(&id))));
+        object.insert("model".to_owned(), json!(drive.model()));
+        object.insert("serial".to_owned(), json!(ids.serial));
+        object.insert("firmware".to_owned(), json!(drive.firmware()));
+        object.insert("pci_address".to_owned(), json!(drive.name()));
     }
     object
 }

@@ -82,6 +82,7 @@ pub(super) fn kind(uri: &Uri) -> &'static str {
             _ => "fabric",
         },
         Uri::Kernel { .. } => "kernel commands",
+        Uri::Pci { .. } => "user-space driver",
         Uri::File { path, .. } => {
             use std::os::unix::fs::FileTypeExt;
             match fs::metadata(path) {
