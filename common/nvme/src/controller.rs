@@ -105,6 +105,12 @@ impl Controller {
         self.0.lock().state.clone()
     }
 
+    /// The same without waiting: `None` while somebody brings the controller up, resets it or looks after it.
+    #[must_use]
+    pub fn try_state(&self) -> Option<State> {
+        self.0.try_lock().map(|life| life.state.clone())
+    }
+
     /// What the controller said about itself when it was brought up last.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use homi_pci::{DmaSpace, PciFunction, Vector};
@@ -223,6 +223,15 @@ impl Inner {
     pub(crate) fn lock(&self) -> MutexGuard<'_, Life> {
         // A panic in a clock or a function below leaves a state that the next look at the controller's registers corrects.
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same, unless somebody has it.
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, Life>> {
+        match self.life.try_lock() {
+            Ok(life) => Some(life),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// Waits a little for the controller: for its admin interrupt, if it has one.

@@ -160,7 +160,8 @@ impl Reach {
                 return Ok((entry, Iova(address)));
             }
         }
-        let mapping: Mapping = self.space.map(region, Access::ReadWrite)?;
+        // All of what it is a part of: the other parts will be used, too.
+        let mapping: Mapping = self.space.map(region.root(), Access::ReadWrite)?;
         add(&cells.mapped, 1);
         let entry = self.table.insert(mapping, Kept::Cached);
         Ok((entry, Iova(self.table.address(entry, start))))

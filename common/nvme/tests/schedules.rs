@@ -283,8 +283,9 @@ impl World {
             let generation = self.generation;
             let fill: Vec<u8> = if write {
                 (first..first + count)
-                    .flat_map(|cell| content(cell, generation))
-                    .collect()
+                    .map(|cell| content(cell, generation))
+                    .collect::<Vec<_>>()
+                    .concat()
             } else {
                 vec![SENTINEL; count * CELL]
             };

@@ -4,7 +4,8 @@ use std::mem;
 use std::sync::Arc;
 
 use homi_queue::{
-    Command, CommandId, Completed, Completion, Data, DataDirection, LostReason, QueueLost, Slot, Undelivered,
+    Command, CommandId, Completed, Completion, Data, DataDirection, LostReason, QueueLost, Region, Slot,
+    Undelivered,
 };
 use homi_spec::command::{Fuse, NvmOpcode};
 use homi_spec::status::Status;
@@ -172,6 +173,14 @@ impl IoQueue {
         let words = words.map(u64::from_le);
         self.place(index, id, &words, pointer);
         Ok(())
+    }
+
+    /// Lets go of the mapping of memory that nobody mapped with [`Controller::map`](crate::Controller::map). If commands in flight use it, it goes
+    /// with the last of them.
+    pub fn forget(&mut self, region: &Region) {
+        self.reach
+            .table
+            .forget(region.host_address() as usize, region.len());
     }
 
     /// Takes a command that is not to be executed, for reasons of who issues on somebody's behalf: it completes with `status`, and the

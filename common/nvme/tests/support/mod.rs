@@ -153,11 +153,10 @@ pub(crate) fn options() -> Options {
 /// Bytes that say where they belong.
 pub(crate) fn pattern(lba: u64, generation: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
-    for (n, chunk) in bytes.chunks_mut(16).enumerate() {
-        let at = lba * 512 + n as u64 * 16;
-        let word = at.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ generation.rotate_left(32);
-        let both = [at.to_le_bytes(), word.to_le_bytes()].concat();
-        chunk.copy_from_slice(&both[..chunk.len()]);
+    let (words, _) = bytes.as_chunks_mut::<8>();
+    for (n, word) in words.iter_mut().enumerate() {
+        let at = lba * 512 + n as u64 * 8;
+        *word = (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ generation.rotate_left(32)).to_le_bytes();
     }
     bytes
 }

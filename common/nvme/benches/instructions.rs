@@ -1,0 +1,182 @@
+//! What an I/O costs the driver: instructions and allocations of submit and poll, against a controller that answers inside the doorbell.
+//!
+//! The program runs itself under callgrind with few I/Os and with many; the difference, divided by the I/Os that make it, is what one costs.
+//! Instructions of the model (everything below a register write) are counted by themselves and taken off. Allocations are what memcheck
+//! counts, by the same difference. Without valgrind it says so, and runs the I/Os once.
+//!
+//! `cargo bench -p homi-nvme`
+
+use std::error::Error;
+use std::path::Path;
+use std::process::Command as Process;
+use std::sync::Arc;
+
+use homi_nvme::{Controller, Options, QueueOptions, SystemClock};
+use homi_queue::{Command, Completed, Data, Queue, Region};
+use homi_soft_controller::{Mode, SoftConfig, SoftController};
+
+type Failure = Box<dyn Error>;
+
+const BLOCK: usize = 4096;
+/// I/Os in flight in the largest batch.
+const DEPTH: u16 = 64;
+const FEW: u64 = 64_000;
+const MANY: u64 = 192_000;
+
+/// One way to use a queue.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    name: &'static str,
+    write: bool,
+    batch: u16,
+    /// Bytes of an I/O.
+    len: usize,
+}
+
+const CASES: [Case; 6] = [
+    case("read 4 KiB, batch 1", false, 1, BLOCK),
+    case("read 4 KiB, batch 8", false, 8, BLOCK),
+    case("read 4 KiB, batch 32", false, 32, BLOCK),
+    case("write 4 KiB, batch 32", true, 32, BLOCK),
+    case("read 512 B, batch 32", false, 32, 512),
+    case("read 128 KiB, batch 8", false, 8, 128 << 10),
+];
+
+const fn case(name: &'static str, write: bool, batch: u16, len: usize) -> Case {
+    Case {
+        name,
+        write,
+        batch,
+        len,
+    }
+}
+
+/// What a run counted by itself.
+struct Run {
+    doorbells: u64,
+    interrupts: u64,
+}
+
+fn run(case: Case, ios: u64) -> Result<Run, Failure> {
+    let model = SoftController::new(SoftConfig {
+        mode: Mode::Instant,
+        ..SoftConfig::default()
+    })?;
+    let options = Options::new().shadow_doorbells(false);
+    let controller = Controller::open(model.physical(), Arc::new(SystemClock::new()), options)?;
+    let mut queue = controller.open_queue(QueueOptions::new(DEPTH))?;
+    let memory = Region::allocate(usize::from(case.batch) * case.len, BLOCK)?;
+    let _mapped = controller.map(&memory)?;
+    let part = |n: usize| memory.segment(n * case.len..(n + 1) * case.len).map(Data::One);
+    let mut free = (0..usize::from(case.batch))
+        .map(part)
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut done: Vec<Completed> = Vec::with_capacity(usize::from(DEPTH));
+    let blocks = u32::try_from(case.len / 512)?;
+    let command = if case.write {
+        Command::write(1, 0, blocks)
+    } else {
+        Command::read(1, 0, blocks)
+    };
+    let before = queue.counters();
+    for _ in 0..ios / u64::from(case.batch) {
+        while let Some(data) = free.pop() {
+            let slot = queue.reserve()?;
+            queue.submit(slot, command, data);
+        }
+        queue.commit()?;
+        while free.len() < usize::from(case.batch) {
+            queue.poll(&mut done)?;
+            for done in done.drain(..) {
+                if !done.completion.is_success() {
+                    return Err(format!("an i/o failed: {}", done.completion.status).into());
+                }
+                free.push(done.data);
+            }
+        }
+    }
+    let after = queue.counters();
+    Ok(Run {
+        doorbells: after.submission_doorbells + after.completion_doorbells
+            - before.submission_doorbells
+            - before.completion_doorbells,
+        interrupts: after.interrupts,
+    })
+}
+
+/// The number after a label in valgrind's log.
+fn number(log: &str, label: &str) -> Option<u64> {
+    let (_, after) = log.split_once(label)?;
+    after.split_whitespace().next()?.replace(',', "").parse().ok()
+}
+
+/// What one run under a tool of valgrind counts.
+fn count(folder: &Path, tool: &[&str], label: &str, index: usize, ios: u64) -> Result<u64, Failure> {
+    let log = folder.join("valgrind.log");
+    let status = Process::new("valgrind")
+        .args(tool)
+        .arg(format!("--log-file={}", log.display()))
+        .arg(std::env::current_exe()?)
+        .args(["--case", &index.to_string(), &ios.to_string()])
+        .stdout(std::process::Stdio::null())
+        .status()?;
+    if !status.success() {
+        return Err(format!("the run under valgrind failed: {status}").into());
+    }
+    let text = std::fs::read_to_string(&log)?;
+    number(&text, label).ok_or_else(|| format!("valgrind counted nothing: {text}").into())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+fn per_io(folder: &Path, tool: &[&str], label: &str, index: usize) -> Result<f64, Failure> {
+    let few = count(folder, tool, label, index, FEW)?;
+    let many = count(folder, tool, label, index, MANY)?;
+    Ok(many.saturating_sub(few) as f64 / (MANY - FEW) as f64)
+}
+
+fn main() -> Result<(), Failure> {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, flag, index, ios] = arguments.as_slice()
+        && flag == "--case"
+    {
+        let case = CASES.get(index.parse::<usize>()?).ok_or("no such case")?;
+        run(*case, ios.parse()?)?;
+        return Ok(());
+    }
+    let valgrind = Process::new("valgrind").arg("--version").output().is_ok();
+    if !valgrind {
+        println!("instructions are not counted: valgrind is not installed");
+    }
+    let folder = std::env::temp_dir().join(format!("homi-nvme-counts-{}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    let callgrind = ["--tool=callgrind", "--callgrind-out-file=/dev/null"];
+    let model = [
+        callgrind[0],
+        callgrind[1],
+        "--toggle-collect=*SoftRegisters*write32*",
+    ];
+    let memcheck = ["--tool=memcheck", "--leak-check=no"];
+    println!("per i/o                  instructions  of the model  allocations  doorbells");
+    for (index, case) in CASES.iter().enumerate() {
+        let counted = run(*case, MANY)?;
+        if counted.interrupts > 0 {
+            return Err("a polled queue took interrupts".into());
+        }
+        #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+        let doorbells = counted.doorbells as f64 / MANY as f64;
+        if !valgrind {
+            println!("{:24} {:>53.3}", case.name, doorbells);
+            continue;
+        }
+        let all = per_io(&folder, &callgrind, "Collected : ", index)?;
+        let below = per_io(&folder, &model, "Collected : ", index)?;
+        let allocations = per_io(&folder, &memcheck, "total heap usage: ", index)?;
+        println!(
+            "{:24} {:>12.1}  {below:>12.1}  {allocations:>11.3}  {doorbells:>9.3}",
+            case.name,
+            all - below
+        );
+    }
+    std::fs::remove_dir_all(&folder)?;
+    Ok(())
+}
