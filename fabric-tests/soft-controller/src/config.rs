@@ -15,8 +15,8 @@ pub enum Mode {
     Stepped,
     /// Inside register writes: when a doorbell's write returns, what it offered is completed, as far as nothing is due later. I/O queues
     /// are answered by the shortest way there is, for counting a driver's instructions: their commands succeed without a look at them,
-    /// move no data, and faults do not apply. Raises no interrupts for I/O queues. A completion queue that serves several submission queues,
-    /// and queues with shadow doorbells, go the long way.
+    /// move no data, and faults do not apply. Raises no interrupts for I/O queues. Pairs of different numbers, completion queues that serve
+    /// several submission queues or are smaller than theirs, and queues with shadow doorbells go the long way.
     Instant,
 }
 

@@ -244,9 +244,17 @@ impl Registers for SoftRegisters {
     }
 
     fn write32(&self, at: u64, value: u32) {
-        if self.parts.instant.doorbell(at, value) {
-            return;
+        // Apart, so that the short way does not set up what the long way needs.
+        if !self.parts.instant.doorbell(at, value) {
+            self.write(at, value);
         }
+    }
+}
+
+impl SoftRegisters {
+    #[cold]
+    #[inline(never)]
+    fn write(&self, at: u64, value: u32) {
         if !self.is_valid(at) {
             return;
         }

@@ -22,7 +22,8 @@ pub(crate) struct InstantQueue {
     pub(crate) cq: (Region, usize),
     pub(crate) cq_size: u32,
     pub(crate) cq_tail: u32,
-    pub(crate) phase: bool,
+    /// What all completions have in common: the queue identifier in bits 31:16, and the phase tag in bit 48.
+    pub(crate) ours: u64,
     pub(crate) completed: u64,
 }
 
@@ -32,6 +33,24 @@ struct Place {
     /// There is a queue: enough to know for the completion queue's doorbell.
     live: AtomicBool,
     queue: Mutex<Option<InstantQueue>>,
+}
+
+impl Place {
+    /// Answers what a tail offers, if there is a queue. Not inlined, so that a head doorbell does not set up what this needs.
+    #[inline(never)]
+    fn submit(&self, tail: u32) -> bool {
+        match self.lock().as_mut() {
+            Some(queue) => {
+                queue.answer(tail);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<InstantQueue>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The queues of a function that are answered at once, by queue identifier.
@@ -49,15 +68,11 @@ impl Instant {
         }
     }
 
-    fn lock(place: &Place) -> MutexGuard<'_, Option<InstantQueue>> {
-        place.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Replaces the queues.
     pub(crate) fn set(&self, mut queues: Vec<InstantQueue>) {
         for (qid, place) in (0_u16..).zip(&self.places) {
             let new = queues.iter().position(|queue| queue.qid == qid);
-            let mut old = Self::lock(place);
+            let mut old = place.lock();
             match new.map(|at| queues.swap_remove(at)) {
                 // A queue that goes on keeps its place.
                 Some(new) if old.as_ref().is_some_and(|old| old.id == new.id) => {}
@@ -73,11 +88,12 @@ impl Instant {
 
     /// Commands completed this way, by the queues that exist.
     pub(crate) fn completed(&self) -> u64 {
-        let completed = |place| Self::lock(place).as_ref().map_or(0, |queue| queue.completed);
+        let completed = |place: &Place| place.lock().as_ref().map_or(0, |queue| queue.completed);
         self.places.iter().map(completed).sum()
     }
 
     /// Takes a doorbell write, if it is of such a queue.
+    #[inline]
     pub(crate) fn doorbell(&self, at: u64, value: u32) -> bool {
         let Some(at) = at.checked_sub(offset::DOORBELLS as u64) else {
             return false;
@@ -90,48 +106,47 @@ impl Instant {
         if index & 1 == 1 {
             return place.live.load(Ordering::Acquire);
         }
-        match Self::lock(place).as_mut() {
-            Some(queue) => {
-                queue.answer(value);
-                true
-            }
-            None => false,
-        }
+        place.submit(value)
     }
 }
 
 impl InstantQueue {
     /// Completes every entry before `tail`. A tail out of range is not taken.
+    #[inline]
     fn answer(&mut self, tail: u32) {
-        let (Some(sq), Some(cq)) = (self.sq.0.words(), self.cq.0.words()) else {
-            return;
-        };
         if tail >= self.sq_size {
             return;
         }
-        while self.sq_head != tail {
-            // Entries of 8 and 2 words; the command identifier is in bits 31:16 of the first.
-            let entry = self.sq.1 + self.sq_head as usize * 8;
-            let Some(first) = sq.get(entry) else { break };
-            let cid = u64::from_le(first.load(Ordering::Relaxed)) >> 16 & 0xffff;
-            self.sq_head += 1;
-            if self.sq_head == self.sq_size {
-                self.sq_head = 0;
-            }
-            let place = self.cq.1 + self.cq_tail as usize * 2;
-            let (Some(low), Some(high)) = (cq.get(place), cq.get(place + 1)) else {
+        let (sq_at, cq_at) = (self.sq.1, self.cq.1);
+        let sq = self.sq.0.words().and_then(|words| words.get(sq_at..));
+        let cq = self.cq.0.words().and_then(|words| words.get(cq_at..));
+        let (Some(sq), Some(cq)) = (sq, cq) else { return };
+        // Entries of 8 and of 2 words.
+        let (sq, _) = sq.as_chunks::<8>();
+        let (cq, _) = cq.as_chunks::<2>();
+        let (mut head, mut at) = (self.sq_head, self.cq_tail);
+        while head != tail {
+            let (Some([first, ..]), Some([low, high])) = (sq.get(head as usize), cq.get(at as usize)) else {
                 break;
             };
+            // The command identifier is in bits 31:16 of the first word, and goes to bits 47:32 of the last.
+            let cid = u64::from_le(first.load(Ordering::Relaxed)) & 0xffff_0000;
+            head += 1;
+            if head == self.sq_size {
+                head = 0;
+            }
             low.store(0, Ordering::Relaxed);
-            let value =
-                u64::from(self.sq_head) | u64::from(self.qid) << 16 | cid << 32 | u64::from(self.phase) << 48;
+            let value = u64::from(head) | self.ours | cid << 16;
             high.store(value.to_le(), Ordering::Release);
-            self.cq_tail += 1;
-            if self.cq_tail == self.cq_size {
-                self.cq_tail = 0;
-                self.phase = !self.phase;
+            at += 1;
+            if at == self.cq_size {
+                at = 0;
+                // The phase tag.
+                self.ours ^= 1 << 48;
             }
             self.completed += 1;
         }
+        self.sq_head = head;
+        self.cq_tail = at;
     }
 }

@@ -148,13 +148,13 @@ fn instant_queues(controller: &Controller) -> Vec<InstantQueue> {
         let Some(cq) = controller.cqs.get(&sq.cqid) else {
             continue;
         };
-        // A completion queue of its own, in mapped memory, with nothing under way.
+        // A completion queue of its own, with its number and no smaller, in mapped memory, with nothing under way.
         let shared = controller
             .sqs
             .values()
             .filter(|other| other.cqid == sq.cqid)
             .count();
-        if shared != 1 || sq.shadow.is_some() || !controller.works() {
+        if shared != 1 || sq.cqid != *qid || cq.size < sq.size || sq.shadow.is_some() || !controller.works() {
             continue;
         }
         let place = |base: homi_queue::Iova, size: u32, entry: u64| {
@@ -171,7 +171,7 @@ fn instant_queues(controller: &Controller) -> Vec<InstantQueue> {
                 cq: cq_memory,
                 cq_size: cq.size,
                 cq_tail: cq.tail,
-                phase: cq.phase,
+                ours: u64::from(*qid) << 16 | u64::from(cq.phase) << 48,
                 completed: 0,
             });
         }

@@ -351,6 +351,9 @@ fn an_instant_controller_has_completed_when_the_doorbell_returns() {
         assert_eq!(raw.model.instant_completions(0), 2 * (round + 1));
         raw.ring_head(&pair);
     }
+    raw.write(0x1008, 8);
+    raw.write(0x1008, u32::MAX);
+    assert!(pair.peek().is_none());
     raw.write(offset::CC, 0);
     assert!(!raw.csts().ready());
     pair.put(flush(1, 0));

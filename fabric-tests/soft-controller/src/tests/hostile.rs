@@ -91,7 +91,6 @@ fn config() -> SoftConfig {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]
     fn nothing_brings_the_model_down(acts in proptest::collection::vec(act(), 0..120)) {
         let mut raw = Raw::new(config());
