@@ -188,9 +188,11 @@ fn removal(lab: &Lab) -> Result<(), Failure> {
     )?;
     job.wait_for_output("working", Duration::from_secs(60))?;
     std::thread::sleep(Duration::from_secs(2));
-    guest.unplug_drive(0)?;
+    let unplugged = guest.unplug_drive(0);
+    let (stdout, stderr) = job.so_far();
+    lab.note(&format!("{stdout}{stderr}"));
+    unplugged?;
     let said = job.wait(Duration::from_secs(60))?;
-    lab.note(&said.stdout);
     has(&said, &["outcomes: ", "state: Removed"])?;
     guest.sh("until_true 20 drive_block memory 1").map(drop)
 }

@@ -146,6 +146,8 @@ pub(crate) fn copy(way: Way, from: PciAddress, to: PciAddress) -> Result<(), Fai
     let host = Region::allocate(MEMORY, 4096)?;
     let place = Place::of(&source, 0, SPAN);
     verify(&mut reads, place, &host, seed)?;
+    // Both queues have their lists then, which are in memory of this machine.
+    verify(&mut writes, Place::of(&sink, 0, SPAN), &host, !seed)?;
 
     let cmb = b.cmb()?;
     let buffer = cmb.allocate(MEMORY)?;
@@ -362,9 +364,10 @@ pub(crate) fn functions(way: Way, address: PciAddress) -> Result<(), Failure> {
     let mut addresses = Vec::new();
     for secondary in primary.secondary_controllers()?.iter().take(2) {
         let id = secondary.scid.get();
+        // One of each for the admin queue, one for I/O.
         for resource in [ResourceType::QUEUES, ResourceType::INTERRUPTS] {
-            let got = primary.assign_resources(id, resource, 3)?;
-            ensure!(got == 3, "{got} of 3 {resource:?} were assigned to {id}");
+            let got = primary.assign_resources(id, resource, 2)?;
+            ensure!(got == 2, "{got} of 2 {resource:?} were assigned to {id}");
         }
         primary.bring_online(id)?;
         let link = fs::read_link(format!("{folder}/virtfn{}", secondary.vfn.get() - 1))?;
@@ -384,7 +387,7 @@ pub(crate) fn functions(way: Way, address: PciAddress) -> Result<(), Failure> {
             strange.err().map(|error| error.to_string()).unwrap_or_default()
         );
         let function = container.open_with_token(*address, Some(token))?;
-        let options = Options::new().queues(2).vectors(3);
+        let options = Options::new().queues(1).vectors(2);
         opened.push(Controller::open(
             Arc::new(function) as Arc<dyn PciFunction>,
             Arc::new(SystemClock::new()),
