@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs::OpenOptions;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,9 +16,11 @@ use homi_fabric::controller::{
     AllowList, NamespaceConfig, NodeConfig, NodeLimits, PortConfig, PortId, RdmaProvider, ReferralConfig,
     SubsystemConfig, TransportAddress, TransportKind,
 };
-use homi_local::{Backing, File, FileOptions, NamespaceGeometry, Ram};
+use homi_local::{
+    Backing, Drives, File, FileOptions, NamespaceGeometry, Passthrough, PassthroughOptions, Ram, namespace_at,
+};
 
-use crate::config::{Config, Listener, Namespace, Place, Size, Subsystem, Transport, parse_uuid};
+use crate::config::{Config, DrivePlace, Listener, Namespace, Place, Size, Subsystem, Transport, parse_uuid};
 use crate::engine::Backings;
 use crate::service::ServiceError;
 
@@ -48,6 +51,7 @@ struct Identity {
     nqn: String,
     nsid: u32,
     path: Option<PathBuf>,
+    drive: Option<DrivePlace>,
     ram: Option<Size>,
     block_size: Option<Size>,
     read_only: bool,
@@ -59,6 +63,7 @@ impl Identity {
             nqn: subsystem.nqn.to_string(),
             nsid: namespace.nsid,
             path: namespace.path.clone(),
+            drive: namespace.drive,
             ram: namespace.ram,
             block_size: namespace.block_size,
             read_only: namespace.read_only,
@@ -83,6 +88,7 @@ impl Drop for Opened {
 /// The namespaces that are served now.
 #[derive(Debug, Default)]
 pub(crate) struct Catalogue {
+    drives: Drives,
     namespaces: HashMap<Identity, Arc<Opened>>,
 }
 
@@ -106,7 +112,7 @@ impl Catalogue {
                 let opened = match self.namespaces.get(&identity) {
                     Some(opened) => Arc::clone(opened),
                     None => {
-                        let backing = open(subsystem, namespace)?;
+                        let backing = open(&self.drives, subsystem, namespace)?;
                         let handle = backings.add(backing.clone());
                         Arc::new(Opened {
                             backing,
@@ -187,11 +193,17 @@ impl Prepared {
         };
         made.max_io_queues = config.limits.io_queues;
         made.max_controllers_per_host = u16::try_from(config.limits.controllers_per_host).unwrap_or(u16::MAX);
-        // Memory is as durable as it will ever be once it is written; files are durable after a Flush.
+        // Memory is as durable as it will ever be once it is written; files are durable after a Flush, and so are drives that have a cache.
+        let opened = |namespace| self.namespaces.get(&Identity::of(subsystem, namespace));
         made.volatile_write_cache = subsystem
             .namespace
             .iter()
-            .any(|namespace| namespace.path.is_some());
+            .filter_map(opened)
+            .any(|opened| match &opened.backing {
+                Backing::Ram(_) => false,
+                Backing::File(_) | Backing::Passthrough(_) => true,
+                Backing::Drive(drive) => drive.volatile_write_cache(),
+            });
         for namespace in &subsystem.namespace {
             if let Some(opened) = self.namespaces.get(&Identity::of(subsystem, namespace)) {
                 let geometry = opened.backing.geometry();
@@ -217,7 +229,7 @@ pub(crate) fn in_capsule(config: &Config, transport: Transport) -> u32 {
     u32::try_from(size.0).unwrap_or(0)
 }
 
-fn open(subsystem: &Subsystem, namespace: &Namespace) -> Result<Backing, ServiceError> {
+fn open(drives: &Drives, subsystem: &Subsystem, namespace: &Namespace) -> Result<Backing, ServiceError> {
     let nqn = subsystem.nqn.to_string();
     let nsid = namespace.nsid;
     let problem = |problem: String| ServiceError::Namespace {
@@ -235,8 +247,20 @@ fn open(subsystem: &Subsystem, namespace: &Namespace) -> Result<Backing, Service
             .map(Backing::Ram)
             .map_err(|error| problem(error.to_string()));
     }
+    if let Some(DrivePlace { address, nsid }) = namespace.drive {
+        let drive = drives
+            .open(address, nsid)
+            .map_err(|error| problem(error.to_string()))?;
+        let own = drive.geometry().block_size();
+        if block_size.is_some_and(|asked| asked != own) {
+            return Err(problem(format!(
+                "the blocks of drive {address} have {own} bytes: leave block_size out"
+            )));
+        }
+        return Ok(Backing::Drive(drive.with_read_only(namespace.read_only)));
+    }
     let Some(path) = &namespace.path else {
-        return Err(problem("it has neither path nor ram".to_owned()));
+        return Err(problem("it has no path, drive or ram".to_owned()));
     };
     if let Some(Size(bytes)) = namespace.create {
         match OpenOptions::new().write(true).create_new(true).open(path) {
@@ -249,6 +273,9 @@ fn open(subsystem: &Subsystem, namespace: &Namespace) -> Result<Backing, Service
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(problem(format!("cannot create {}: {error}", path.display()))),
         }
+    }
+    if std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_char_device()) {
+        return open_passthrough(path, namespace, block_size).map_err(problem);
     }
     let mut options = FileOptions::new(path).read_only(namespace.read_only);
     if let Some(block_size) = block_size.or_else(|| usual_block_size(path)) {
@@ -263,6 +290,23 @@ fn open(subsystem: &Subsystem, namespace: &Namespace) -> Result<Backing, Service
         tracing::info!("{} goes through the page cache: {reason}", path.display());
     }
     Ok(Backing::File(file))
+}
+
+/// A namespace behind the kernel's NVMe driver, which commands are passed to as they are. Its block device is claimed meanwhile, unless it is
+/// served read-only, so that nobody mounts it.
+fn open_passthrough(path: &Path, namespace: &Namespace, block_size: Option<u32>) -> Result<Backing, String> {
+    let options = PassthroughOptions::new(path)
+        .read_only(namespace.read_only)
+        .exclusive(!namespace.read_only && namespace_at(path).is_some());
+    let device = Passthrough::open(&options).map_err(|error| error.to_string())?;
+    let own = device.geometry().block_size();
+    if block_size.is_some_and(|asked| asked != own) {
+        return Err(format!(
+            "the blocks of {} have {own} bytes: leave block_size out",
+            path.display()
+        ));
+    }
+    Ok(Backing::Passthrough(device))
 }
 
 /// The block size of a regular file for which none was chosen: the default where the file's length allows it. Devices have
