@@ -241,7 +241,19 @@ impl Controller {
                     .partition(|running| running.sqid == qid);
                 *due = others;
                 gone.extend(of_queue);
+                // What was carried out already completes now, not later; what the plan adds comes all the same.
+                let held: Vec<_> = self
+                    .late
+                    .extract_if(.., |(_, _, post)| post.sqid == qid && !post.twist.extra)
+                    .collect();
                 if shared.config.deletion == Deletion::Aborts {
+                    for (at, cqid, post) in held {
+                        if at != u64::MAX
+                            && let Some(cq) = self.cqs.get_mut(&cqid)
+                        {
+                            cq.posts.push_back(post);
+                        }
+                    }
                     for running in gone {
                         // What the plan loses stays lost.
                         if running.faults.contains(&Fault::Lose) || running.faults.contains(&Fault::Ignore) {

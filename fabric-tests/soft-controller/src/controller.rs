@@ -15,6 +15,7 @@ use crate::dma::{Bus, TransferRules};
 use crate::events::Events;
 use crate::faults::{DataFault, Fault, NEVER, Trigger};
 use crate::features::Features;
+use crate::iommu::Hold;
 use crate::logs::ErrorLog;
 use crate::misuse::MisuseKind;
 use crate::nvm::Counts;
@@ -73,6 +74,9 @@ pub(crate) struct Running {
     /// The step in which it is carried out.
     pub(crate) due: u64,
     pub(crate) faults: Vec<Fault>,
+    /// Where its data is, for as long as it may still be moved.
+    #[expect(dead_code, reason = "held for their drop")]
+    pub(crate) holds: Vec<Hold>,
 }
 
 /// What became of a command that was carried out.

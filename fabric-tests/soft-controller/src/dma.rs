@@ -75,6 +75,19 @@ pub(crate) enum CmbUse {
     WriteData,
 }
 
+/// Stores an entry as two words; false if the place is not aligned for that.
+fn store_entry(memory: &Region, offset: usize, [first, second]: [u64; 2]) -> bool {
+    let words = memory.words().filter(|_| offset.is_multiple_of(8));
+    match words.and_then(|words| words.get(offset / 8..)) {
+        Some([low, high, ..]) => {
+            low.store(first.to_le(), Ordering::Relaxed);
+            high.store(second.to_le(), Ordering::Release);
+            true
+        }
+        _ => false,
+    }
+}
+
 /// A transfer could not be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NotTransferred;
@@ -172,42 +185,33 @@ impl Bus {
 
     /// Writes a completion queue entry so that whoever sees its second half sees its first too.
     pub(crate) fn write_entry(&mut self, at: Iova, entry: [u64; 2]) -> Result<(), Unmapped> {
-        let [first, second] = entry;
-        let found = match self.place(at, 16) {
+        let written = match self.place(at, 16) {
             Place::Inside(offset) => {
                 self.traffic.cmb_written += 16;
-                self.cmb.as_ref().map(|cmb| (cmb.memory.clone(), offset))
+                self.cmb
+                    .as_ref()
+                    .is_some_and(|cmb| store_entry(&cmb.memory, offset, entry))
             }
             Place::Outside if self.is_master() => {
-                let mut found = None;
+                let mut written = false;
+                // Stored while the memory is known to be mapped.
                 let outcome = self.iommu.each(at, 16, true, |memory, offset, bytes| {
-                    if bytes == 16 {
-                        found = Some((memory.clone(), offset));
-                    }
+                    written = bytes == 16 && store_entry(memory, offset, entry);
                 });
                 outcome.map_err(|(reason, _)| self.fault(at, 16, true, reason))?;
                 self.traffic.written += 16;
-                found
+                written
             }
             Place::Outside => return Err(self.fault(at, 16, true, FaultReason::BusMasterOff)),
-            Place::Across => None,
+            Place::Across => false,
         };
-        let words = found
-            .as_ref()
-            .filter(|(_, offset)| offset % 8 == 0)
-            .and_then(|(memory, offset)| memory.words()?.get(offset / 8..offset / 8 + 2));
-        match words {
-            Some([low, high]) => {
-                low.store(first.to_le(), Ordering::Relaxed);
-                high.store(second.to_le(), Ordering::Release);
-                Ok(())
-            }
-            _ => {
-                self.write(at, &first.to_le_bytes())?;
-                fence(Ordering::Release);
-                self.write(Iova(at.0.wrapping_add(8)), &second.to_le_bytes())
-            }
+        if written {
+            return Ok(());
         }
+        let [first, second] = entry;
+        self.write(at, &first.to_le_bytes())?;
+        fence(Ordering::Release);
+        self.write(Iova(at.0.wrapping_add(8)), &second.to_le_bytes())
     }
 
     /// Whether a range lies in the controller's buffer, whole or in part.

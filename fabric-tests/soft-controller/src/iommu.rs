@@ -1,7 +1,8 @@
 //! The address space of the model: a table of mappings that every DMA of a controller goes through.
 //!
 //! Stricter than most hardware: only a mapping's own bytes are reachable (not the rest of its pages), access rights are kept, and
-//! every access that is refused is recorded. Ranges that live queues lie in are held, so that unmapping them is noticed.
+//! every access that is refused is recorded. Ranges that live queues and the data of delayed commands lie in are held, so that
+//! unmapping them is noticed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -33,7 +34,7 @@ pub enum FaultReason {
 /// One access that did not reach memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DmaFault {
-    /// Which function tried: 0 is the physical one.
+    /// Which function of its subsystem tried: 0 is the physical one.
     pub function: u16,
     /// First byte.
     pub at: Iova,
@@ -86,7 +87,7 @@ struct Inner {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Iommu(Arc<Inner>);
 
-/// A range that a queue lies in, until dropped.
+/// A range that a queue or the data of a delayed command lies in, until dropped.
 #[derive(Debug)]
 pub(crate) struct Hold {
     iommu: Iommu,
@@ -104,7 +105,7 @@ impl Iommu {
         self.0.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says that a queue lies there.
+    /// Says that something in use lies there.
     pub(crate) fn hold(&self, function: u16, range: IovaRange, master: Arc<AtomicBool>) -> Hold {
         let mut records = self.records();
         let id = records.next_hold;
@@ -299,7 +300,8 @@ impl SoftSpace {
         self.iommu.0.faults.load(Ordering::Relaxed)
     }
 
-    /// Mappings that were taken back although a queue of a controller that may reach memory lay in them, the first 1024.
+    /// Mappings that were taken back although a queue lay in them, or the data of a command that a fault delays, of a controller that may
+    /// reach memory; the first 1024.
     #[must_use]
     pub fn early_unmaps(&self) -> Vec<EarlyUnmap> {
         self.iommu.records().early.clone()

@@ -353,7 +353,8 @@ impl SoftController {
         self.0.step()
     }
 
-    /// Steps until nothing is left to do; at most [`MAX_STEPS`] times. The number of steps.
+    /// Steps until nothing is left to do; at most [`MAX_STEPS`] times. The number of steps. What the plan has for a later
+    /// [step](crate::Trigger::Step) is something to do.
     #[expect(
         clippy::must_use_candidate,
         reason = "stepping for its effect is the usual case"

@@ -1,11 +1,13 @@
 //! I/O commands of the NVM command set. NVM Command Set 1.0 §3.2.
 
+use homi_queue::SglPart;
 use homi_spec::Status;
 use homi_spec::command::{Fuse, NSID_BROADCAST, NvmOpcode, Psdt, Sqe, TransferDirection};
 use homi_spec::nvm::{BlockCommand, DatasetManagement, DsmRange, control};
 use zerocopy::FromBytes;
 
 use crate::controller::Controller;
+use crate::iommu::Hold;
 use crate::media::Namespace;
 use crate::shared::Shared;
 
@@ -108,6 +110,30 @@ impl Controller {
             }
             _ => Err(Status::INVALID_OPCODE.with_dnr()),
         }
+    }
+
+    /// Notes where the data of a read or write is, so that unmapping it is noticed.
+    pub(crate) fn hold_data(&mut self, shared: &Shared, sqe: &Sqe) -> Vec<Hold> {
+        let direction = match sqe.nvm_opcode() {
+            NvmOpcode::READ => TransferDirection::ControllerToHost,
+            NvmOpcode::WRITE | NvmOpcode::COMPARE => TransferDirection::HostToController,
+            _ => return Vec::new(),
+        };
+        let Some(command) = BlockCommand::from_sqe(sqe) else {
+            return Vec::new();
+        };
+        let Ok(namespace) = shared.attached(self.function, command.nsid) else {
+            return Vec::new();
+        };
+        let len = u64::from(command.blocks()) << namespace.lbads;
+        let rules = self.rules(&shared.config, true);
+        // One that cannot be carried out holds nothing, and is refused when it is its turn.
+        let parts = self.bus.parts(sqe, len, direction, &rules).unwrap_or_default();
+        let ranges = parts.into_iter().filter_map(|part| match part {
+            SglPart::Data(range) => Some(range),
+            _ => None,
+        });
+        ranges.filter_map(|range| self.bus.hold(range)).collect()
     }
 
     fn flush(&mut self, shared: &mut Shared, sqe: &Sqe) -> Result<u64, Status> {

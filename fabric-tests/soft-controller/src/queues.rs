@@ -350,6 +350,7 @@ impl Controller {
                 sqe,
                 due: shared.now,
                 faults: vec![Fault::Refuse(Status::CID_CONFLICT.with_dnr())],
+                holds: Vec::new(),
             });
             return;
         }
@@ -363,12 +364,19 @@ impl Controller {
                 _ => {}
             }
         }
+        // What is carried out later needs its memory until then.
+        let holds = if due > shared.now && sqid != 0 {
+            self.hold_data(shared, &sqe)
+        } else {
+            Vec::new()
+        };
         self.running.push(Running {
             sqid,
             cqid,
             sqe,
             due,
             faults,
+            holds,
         });
     }
 

@@ -227,7 +227,9 @@ fn a_disabled_controller_moves_data_until_it_says_that_it_is() {
         }
         raw.model.run_until_idle();
         assert!(!raw.csts().ready());
-        let faults = raw.model.space(0).unwrap().faults();
+        let space = raw.model.space(0).unwrap();
+        assert_eq!(space.early_unmaps().len(), usize::from(unmap));
+        let faults = space.faults();
         match data {
             Some(data) => assert_eq!((data.bytes(0, 1), faults.len()), (vec![5], 0)),
             None => assert_eq!((faults.len(), faults[0].reason), (1, FaultReason::Unmapped)),

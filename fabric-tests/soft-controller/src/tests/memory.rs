@@ -195,3 +195,39 @@ fn shadow_doorbells_are_looked_at_while_the_controller_is_awake() {
         "{last:?}"
     );
 }
+
+#[test]
+fn a_drive_reads_into_the_buffer_of_another() {
+    let (mut one, base, _place) = with_cmb(CmbConfig::new(64 << 10));
+    let mut other = Raw::new(SoftConfig::default());
+    for raw in [&mut one, &mut other] {
+        raw.set_queues(1);
+    }
+    let (mut ours, mut theirs) = (one.pair(1, 8), other.pair(1, 8));
+    assert!(other.model.write_media(1, 0, &[0x77; 4096]));
+    // The other reaches the buffer by a mapping of its own.
+    let buffer = one.function.bar_memory(2, 0x8000, 4096).unwrap().region;
+    let mapping = other
+        .function
+        .dma()
+        .map(&buffer, homi_pci::Access::ReadWrite)
+        .unwrap();
+    let mut read = BlockCommand::read(1, 0, 8).unwrap().to_sqe(0);
+    read.set_prp(mapping.range().start().0, 0);
+    assert!(other.run(&mut theirs, read).status().is_success());
+    let mut write = BlockCommand::write(1, 40, 8).unwrap().to_sqe(0);
+    write.set_prp(base + 0x8000, 0);
+    assert!(one.run(&mut ours, write).status().is_success());
+    let mut media = [0; 4096];
+    assert!(one.model.read_media(1, 40 * 512, &mut media));
+    assert_eq!(media, [0x77; 4096]);
+    // Only entries went over the bus.
+    let traffic = one.model.traffic(0);
+    assert_eq!(traffic.cmb_read, 4096);
+    one.assert_clean();
+    other.assert_clean();
+    one.model.remove(0);
+    let mut gone = [0; 8];
+    buffer.read(0, &mut gone).unwrap();
+    assert_eq!(gone, [0xff; 8]);
+}
