@@ -57,6 +57,22 @@ struct Run {
     interrupts: u64,
 }
 
+/// Takes completions, and has their memory used again.
+struct Again<'a> {
+    free: &'a mut Vec<Data>,
+    failures: &'a mut u64,
+}
+
+impl Extend<Completed> for Again<'_> {
+    #[inline]
+    fn extend<T: IntoIterator<Item = Completed>>(&mut self, completed: T) {
+        for done in completed {
+            *self.failures += u64::from(!done.completion.is_success());
+            self.free.push(done.data);
+        }
+    }
+}
+
 fn run(case: Case, ios: u64) -> Result<Run, Failure> {
     let model = SoftController::new(SoftConfig {
         mode: Mode::Instant,
@@ -71,7 +87,6 @@ fn run(case: Case, ios: u64) -> Result<Run, Failure> {
     let mut free = (0..usize::from(case.batch))
         .map(part)
         .collect::<Result<Vec<_>, _>>()?;
-    let mut done: Vec<Completed> = Vec::with_capacity(usize::from(DEPTH));
     let blocks = u32::try_from(case.len / 512)?;
     let command = if case.write {
         Command::write(1, 0, blocks)
@@ -79,6 +94,7 @@ fn run(case: Case, ios: u64) -> Result<Run, Failure> {
         Command::read(1, 0, blocks)
     };
     let before = queue.counters();
+    let mut failures = 0;
     for _ in 0..ios / u64::from(case.batch) {
         while let Some(data) = free.pop() {
             let slot = queue.reserve()?;
@@ -86,14 +102,15 @@ fn run(case: Case, ios: u64) -> Result<Run, Failure> {
         }
         queue.commit()?;
         while free.len() < usize::from(case.batch) {
-            queue.poll(&mut done)?;
-            for done in done.drain(..) {
-                if !done.completion.is_success() {
-                    return Err(format!("an i/o failed: {}", done.completion.status).into());
-                }
-                free.push(done.data);
-            }
+            let mut again = Again {
+                free: &mut free,
+                failures: &mut failures,
+            };
+            queue.poll(&mut again)?;
         }
+    }
+    if failures > 0 {
+        return Err(format!("{failures} i/os failed").into());
     }
     let after = queue.counters();
     Ok(Run {

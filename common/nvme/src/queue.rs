@@ -32,7 +32,6 @@ use crate::info::{Namespace, Shape};
 use crate::reach::{Extra, Pointer, Reach};
 use crate::shadow::ShadowDoorbells;
 use crate::shared::{LEAKED, LOST, QueueCounters, QueueShared, RUNNING, add};
-use crate::table::NONE;
 
 mod rare;
 
@@ -47,8 +46,6 @@ struct Flight {
     data: Data,
     /// The id that `submit` returned, which parts of a split command do not have.
     user: CommandId,
-    /// The entry of the table that it uses, if it is a plain command.
-    entry: u32,
     /// It is no plain command: see `extra`.
     rare: bool,
     extra: Extra,
@@ -113,6 +110,8 @@ pub struct IoQueue {
     ready: Vec<Completed>,
     refusal: Option<Refusal>,
     namespaces: Arc<Vec<Namespace>>,
+    /// Of mappings and namespaces, as taken over.
+    generation: u64,
     controller: Controller,
     pub(crate) created: Created,
 }
@@ -139,7 +138,6 @@ impl IoQueue {
             command: Command::default(),
             data: Data::None,
             user: CommandId(0),
-            entry: NONE,
             rare: false,
             extra: Extra::default(),
         });
@@ -162,6 +160,8 @@ impl IoQueue {
             ready: Vec::new(),
             refusal: None,
             namespaces: parts.namespaces,
+            // One that is none: the first look takes everything over.
+            generation: u64::MAX,
             controller: parts.controller,
             created: Created::Nothing,
         }
@@ -220,7 +220,7 @@ impl IoQueue {
 
     /// The device's view of a plain command: its data is all of its blocks, in memory known to the controller, in at most two pages.
     #[inline]
-    fn plain(&self, words: &[u64; 8], data: &Data) -> Option<(u32, u64, u64)> {
+    fn plain(&self, words: &[u64; 8], data: &Data) -> Option<(u64, u64)> {
         let Data::One(segment) = data else { return None };
         let [first, .., range, _] = words;
         let opcode = first & 0xff;
@@ -308,30 +308,28 @@ impl IoQueue {
     /// Collects what is in the completion queue.
     #[inline]
     fn collect(&mut self, completed: &mut impl Extend<Completed>) -> usize {
-        let mut count = 0;
-        let mut found = 0;
+        let (mut count, mut found) = (0, 0);
         let depth = self.slots.depth();
-        // A controller that never stops completing does not keep its caller here.
-        while found < usize::from(depth) {
-            let (entries, _) = self.rings.memory.words().unwrap_or(&[]).as_chunks::<2>();
-            let at = self.rings.completions_at + usize::from(self.rings.completion.head());
-            let Some([low, high]) = entries.get(at) else { break };
-            // The phase tag says that the rest is there.
-            let rest = u64::from_le(high.load(Ordering::Acquire));
+        let mut end = End::Empty;
+        let mut last_head = None;
+        while let Some((result, rest)) = self.next_completion() {
             let (head, qid, id, status) = fields(rest);
-            if !self.rings.completion.is_new(status & 1 != 0) {
+            // A controller that never stops completing does not keep its caller here.
+            if !self.rings.completion.is_new(status & 1 != 0) || found == usize::from(depth) {
                 break;
             }
-            let result = u64::from_le(low.load(Ordering::Relaxed));
             self.rings.completion.advance();
             found += 1;
             let id = CommandId(id);
-            let sane = qid == self.shared.qid && self.rings.submission.advance_head(head).is_ok();
+            let index = id.slot_index(depth);
+            let rare = self.flights.get(index).is_some_and(|flight| flight.rare);
+            // Another part of a split command needs the room that this one gives back.
+            let sane = qid == self.shared.qid && !(rare && self.rings.submission.advance_head(head).is_err());
             if !sane || self.slots.take(id).is_err() {
-                self.fail(id, qid, head);
+                end = End::Nonsense { id, qid, head };
                 break;
             }
-            let index = id.slot_index(depth);
+            last_head = Some(head);
             let completion = Completion {
                 status: Status::from_wire(status),
                 result,
@@ -349,7 +347,6 @@ impl IoQueue {
                 }
                 continue;
             }
-            self.reach.table.release(flight.entry);
             completed.extend(Some(Completed {
                 id: flight.user,
                 completion,
@@ -358,13 +355,50 @@ impl IoQueue {
             count += 1;
         }
         if found > 0 {
-            self.release_completions(found);
-            if mem::take(&mut self.parts) {
-                self.ring();
+            // The last one says how far the controller got. The others are not believed, so they are not checked.
+            if let Some(head) = last_head
+                && self.rings.submission.advance_head(head).is_err()
+            {
+                let (id, qid) = (CommandId(0), self.shared.qid);
+                end = End::Nonsense { id, qid, head };
             }
+            self.collected(found, end);
         }
         count
     }
+
+    /// The entry at the head of the completion queue: its lower and upper half.
+    #[inline]
+    fn next_completion(&self) -> Option<(u64, u64)> {
+        let (entries, _) = self.rings.memory.words()?.as_chunks::<2>();
+        let at = self.rings.completions_at + usize::from(self.rings.completion.head());
+        let [low, high] = entries.get(at)?;
+        // The phase tag says that the rest is there.
+        let rest = u64::from_le(high.load(Ordering::Acquire));
+        Some((u64::from_le(low.load(Ordering::Relaxed)), rest))
+    }
+
+    /// What is done once for all completions that a poll found.
+    #[inline]
+    fn collected(&mut self, found: usize, end: End) {
+        self.release_completions(found);
+        if let End::Nonsense { id, qid, head } = end {
+            self.fail(id, qid, head);
+        } else if mem::take(&mut self.parts) {
+            self.ring();
+        }
+        if self.reach.table.has_gone() {
+            self.let_go();
+        }
+    }
+}
+
+/// Why a poll stopped looking.
+enum End {
+    /// There is nothing more.
+    Empty,
+    /// The controller answered nonsense.
+    Nonsense { id: CommandId, qid: u16, head: u16 },
 }
 
 impl Queue for IoQueue {
@@ -394,10 +428,8 @@ impl Queue for IoQueue {
         flight.command = command;
         flight.data = data;
         flight.user = id;
-        if let Some((entry, first, second)) = plain {
-            flight.entry = entry;
+        if let Some((first, second)) = plain {
             flight.rare = false;
-            self.reach.table.hold(entry);
             let pointer = Pointer {
                 first,
                 second,
@@ -416,7 +448,7 @@ impl Queue for IoQueue {
         if self.shared.state() != RUNNING || self.broken {
             return self.still_lost();
         }
-        if self.reach.is_stale() {
+        if self.reach.generation() != self.generation {
             self.refresh();
         }
         self.ring();
@@ -432,11 +464,13 @@ impl Queue for IoQueue {
     }
 
     fn take_back(&mut self, data: Data) -> Result<Buffer, Data> {
+        self.reach.table.set_next(self.serial + 1);
         for segment in data.segments() {
             self.reach
                 .table
                 .forget(segment.host_address() as usize, segment.len());
         }
+        self.let_go();
         Buffer::try_from_data(data)
     }
 }

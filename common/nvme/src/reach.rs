@@ -28,11 +28,9 @@ pub(crate) struct Pointer {
     pub(crate) psdt: u64,
 }
 
-/// What a command holds besides its slot, if it is not a plain one. Kept with the slot, so that its vectors are allocated once.
+/// What a command holds besides its slot, if it is not a plain one.
 #[derive(Debug, Default)]
 pub(crate) struct Extra {
-    /// Entries of the table that it uses.
-    entries: Vec<u32>,
     list: Option<u32>,
     /// Memory that the part under way is copied through.
     bounce: Option<Piece>,
@@ -113,10 +111,10 @@ impl Reach {
         self.prp.max_len
     }
 
-    /// Whether mappings came or went that all queues share.
+    /// Changes with the mappings that all queues share, and with namespaces.
     #[inline]
-    pub(crate) fn is_stale(&self) -> bool {
-        self.pins.generation() != self.generation
+    pub(crate) fn generation(&self) -> u64 {
+        self.pins.generation()
     }
 
     /// Takes over what is mapped for all queues.
@@ -128,8 +126,8 @@ impl Reach {
 
     /// The pointer for bytes that lie in the entry found last and in at most two pages: the common case, without a list.
     #[inline]
-    pub(crate) fn quick(&self, start: usize, len: usize) -> Option<(u32, u64, u64)> {
-        let (entry, first) = self.table.quick(start, len)?;
+    pub(crate) fn quick(&self, start: usize, len: usize) -> Option<(u64, u64)> {
+        let first = self.table.quick(start, len)?;
         let offset = first & (self.page - 1);
         let end = offset + len as u64;
         if first & 3 != 0 || end > 2 * self.page {
@@ -140,7 +138,7 @@ impl Reach {
         } else {
             0
         };
-        Some((entry, first, second))
+        Some((first, second))
     }
 
     /// Where bytes are for the controller; maps their region if it is not mapped.
@@ -150,21 +148,25 @@ impl Reach {
         start: usize,
         len: usize,
         cells: &Cells,
-    ) -> Result<(u32, Iova), NvmeError> {
-        if let Some((entry, address)) = self.table.find(start, len) {
-            return Ok((entry, Iova(address)));
+    ) -> Result<Iova, NvmeError> {
+        if let Some(address) = self.table.find(start, len) {
+            return Ok(Iova(address));
         }
-        if self.is_stale() {
+        if self.generation() != self.generation {
             self.refresh();
-            if let Some((entry, address)) = self.table.find(start, len) {
-                return Ok((entry, Iova(address)));
+            if let Some(address) = self.table.find(start, len) {
+                return Ok(Iova(address));
             }
         }
-        // All of what it is a part of: the other parts will be used, too.
-        let mapping: Mapping = self.space.map(region.root(), Access::ReadWrite)?;
+        let mapping: Mapping = self.space.map(region, Access::ReadWrite)?;
         add(&cells.mapped, 1);
-        let entry = self.table.insert(mapping, Kept::Cached);
-        Ok((entry, Iova(self.table.address(entry, start))))
+        let at = (start as u64).wrapping_sub(region.host_address() as u64);
+        let address = mapping.range().part(at, len as u64);
+        self.table.insert(mapping, Kept::Cached);
+        address.map(|range| range.start()).ok_or(NvmeError::TooLong {
+            len: len as u64,
+            max: region.len() as u64,
+        })
     }
 
     /// Chooses memory for a transfer that leaves the place to the queue.
@@ -202,7 +204,7 @@ impl Reach {
             self.ranges.extend(range);
             Ok(())
         } else {
-            self.gather(data, at, len, extra, cells)
+            self.gather(data, at, len, cells)
         };
         let pointer = match found {
             Ok(()) => self.describe(extra, cells),
@@ -221,14 +223,7 @@ impl Reach {
         })
     }
 
-    fn gather(
-        &mut self,
-        data: &Data,
-        at: usize,
-        len: usize,
-        extra: &mut Extra,
-        cells: &Cells,
-    ) -> Result<(), NvmeError> {
+    fn gather(&mut self, data: &Data, at: usize, len: usize, cells: &Cells) -> Result<(), NvmeError> {
         let mut failed = None;
         let walked = data.for_each_part(at, len, |segment, start, part| {
             if part == 0 || failed.is_some() {
@@ -241,9 +236,7 @@ impl Reach {
                 part,
                 cells,
             ) {
-                Ok((entry, address)) => {
-                    self.table.hold(entry);
-                    extra.entries.push(entry);
+                Ok(address) => {
                     if let Ok(range) = IovaRange::new(address, part as u64) {
                         range.append_to(&mut self.ranges);
                     }
@@ -441,9 +434,6 @@ impl Reach {
     }
 
     fn let_go(&mut self, extra: &mut Extra) {
-        for entry in extra.entries.drain(..) {
-            self.table.release(entry);
-        }
         if let Some(list) = extra.list.take() {
             self.lists.give_back(list);
         }

@@ -2,12 +2,10 @@
 
 use homi_pci::Mapping;
 
-/// Set in an entry's uses when it goes with the last of them.
-const DOOMED: u32 = 1 << 31;
 /// How many neighbours with a lower address are tried, for ranges that overlap.
 const NEIGHBOURS: usize = 8;
 /// No entry.
-pub(crate) const NONE: u32 = u32::MAX;
+const NONE: u32 = u32::MAX;
 
 /// Why an entry is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,8 +21,6 @@ struct Entry {
     len: usize,
     /// What to add to an address, wrapping.
     delta: u64,
-    /// Commands in flight that use it, and [`DOOMED`].
-    uses: u32,
     kept: Kept,
     /// When it was looked for last.
     used: u64,
@@ -48,6 +44,9 @@ const NO_LAST: Last = Last {
 };
 
 /// Mappings by address.
+///
+/// Commands in flight are not counted: what goes while there may be some that use it is kept with the serial number of the command that was
+/// about to be submitted, until all up to that one are over. So a command costs nothing here but being looked up.
 pub(crate) struct Table {
     last: Last,
     entries: Vec<Option<Entry>>,
@@ -60,6 +59,10 @@ pub(crate) struct Table {
     bytes: usize,
     most: usize,
     most_bytes: usize,
+    /// Mappings that went, each with the last command that may use it.
+    gone: Vec<(u64, Mapping)>,
+    /// The serial number of the next command.
+    next: u64,
 }
 
 impl Table {
@@ -74,19 +77,21 @@ impl Table {
             bytes: 0,
             most,
             most_bytes,
+            gone: Vec::new(),
+            next: 0,
         }
     }
 
-    /// The entry that was found last and the controller's address, if the bytes lie in it.
+    /// The controller's address of bytes, if they lie in the entry that was found last.
     #[inline]
-    pub(crate) fn quick(&self, start: usize, len: usize) -> Option<(u32, u64)> {
+    pub(crate) fn quick(&self, start: usize, len: usize) -> Option<u64> {
         let at = start.wrapping_sub(self.last.base);
         (at < self.last.len && len <= self.last.len - at)
-            .then(|| (self.last.entry, (start as u64).wrapping_add(self.last.delta)))
+            .then(|| (start as u64).wrapping_add(self.last.delta))
     }
 
-    /// The entry that the bytes lie in, and their address for the controller.
-    pub(crate) fn find(&mut self, start: usize, len: usize) -> Option<(u32, u64)> {
+    /// The controller's address of bytes, if they are mapped.
+    pub(crate) fn find(&mut self, start: usize, len: usize) -> Option<u64> {
         if let Some(found) = self.quick(start, len) {
             return Some(found);
         }
@@ -96,7 +101,7 @@ impl Table {
         let index = near.iter().rev().map(|(_, index)| *index).find(|index| {
             entry(entries, *index).is_some_and(|entry| {
                 let at = start - entry.base;
-                entry.uses & DOOMED == 0 && at < entry.len && len <= entry.len - at
+                at < entry.len && len <= entry.len - at
             })
         })?;
         self.clock += 1;
@@ -113,52 +118,47 @@ impl Table {
             delta,
             entry: index,
         };
-        Some((index, (start as u64).wrapping_add(delta)))
+        Some((start as u64).wrapping_add(delta))
     }
 
     fn entry(&mut self, index: u32) -> Option<&mut Entry> {
         self.entries.get_mut(index as usize)?.as_mut()
     }
 
-    /// Counts a command that uses an entry.
-    #[inline]
-    pub(crate) fn hold(&mut self, index: u32) {
-        if let Some(entry) = self.entry(index) {
-            entry.uses += 1;
-        }
+    /// Says which serial number the next command has. Before anything goes.
+    pub(crate) fn set_next(&mut self, next: u64) {
+        self.next = next;
     }
 
-    /// A command that used an entry is over.
+    /// Whether mappings wait for commands to be over.
     #[inline]
-    pub(crate) fn release(&mut self, index: u32) {
-        if let Some(entry) = self.entry(index) {
-            entry.uses -= 1;
-            if entry.uses == DOOMED {
-                self.remove(index);
-            }
-        }
+    pub(crate) fn has_gone(&self) -> bool {
+        !self.gone.is_empty()
+    }
+
+    /// Lets go of what no command from `oldest` on can use.
+    pub(crate) fn let_go(&mut self, oldest: u64) {
+        self.gone.retain(|(last, _)| *last >= oldest);
     }
 
     /// Keeps a mapping. A cached one takes the place of those that were not used for the longest time; one that is larger than all that may
     /// be cached goes with the command that it was made for.
-    pub(crate) fn insert(&mut self, mapping: Mapping, kept: Kept) -> u32 {
+    pub(crate) fn insert(&mut self, mapping: Mapping, kept: Kept) {
         let (base, len) = (mapping.memory().host_address() as usize, mapping.memory().len());
-        let mut uses = 0;
         if kept == Kept::Cached {
             if len > self.most_bytes || self.most == 0 {
-                uses = DOOMED;
-            } else {
-                self.make_room(len);
-                self.cached += 1;
-                self.bytes += len;
+                self.gone.push((self.next, mapping));
+                return;
             }
+            self.make_room(len);
+            self.cached += 1;
+            self.bytes += len;
         }
         self.clock += 1;
         let new = Entry {
             base,
             len,
             delta: mapping.range().start().0.wrapping_sub(base as u64),
-            uses,
             kept,
             used: self.clock,
             mapping,
@@ -175,58 +175,36 @@ impl Table {
         }
         let at = self.order.partition_point(|(other, _)| *other <= base);
         self.order.insert(at, (base, index));
-        index
-    }
-
-    /// The controller's address of bytes in an entry.
-    pub(crate) fn address(&self, index: u32, start: usize) -> u64 {
-        entry(&self.entries, index).map_or(0, |entry| (start as u64).wrapping_add(entry.delta))
     }
 
     fn make_room(&mut self, len: usize) {
         while self.cached > 0
             && (self.cached >= self.most || self.bytes.saturating_add(len) > self.most_bytes)
         {
-            let idle = self.order.iter().filter_map(|(_, index)| {
+            let cached = self.order.iter().filter_map(|(_, index)| {
                 let entry = entry(&self.entries, *index)?;
-                (entry.kept == Kept::Cached && entry.uses == 0).then_some((entry.used, *index))
+                (entry.kept == Kept::Cached).then_some((entry.used, *index))
             });
-            let Some((_, oldest)) = idle.min() else { break };
+            let Some((_, oldest)) = cached.min() else { break };
             self.doom(oldest);
         }
     }
 
-    /// Has an entry go as soon as no command uses it.
+    /// Has an entry go: it is not found any more, and unmapped as soon as no command may use it.
     fn doom(&mut self, index: u32) {
         if self.last.entry == index {
             self.last = NO_LAST;
         }
-        let Some(entry) = self.entry(index) else { return };
-        if entry.uses & DOOMED != 0 {
+        let Some(entry) = self.entries.get_mut(index as usize).and_then(Option::take) else {
             return;
-        }
-        let (kept, len) = (entry.kept, entry.len);
-        entry.uses |= DOOMED;
-        let idle = entry.uses == DOOMED;
-        if kept == Kept::Cached {
+        };
+        if entry.kept == Kept::Cached {
             self.cached -= 1;
-            self.bytes -= len;
+            self.bytes -= entry.len;
         }
-        if idle {
-            self.remove(index);
-        }
-    }
-
-    fn remove(&mut self, index: u32) {
-        if self.last.entry == index {
-            self.last = NO_LAST;
-        }
-        if let Some(place) = self.entries.get_mut(index as usize)
-            && place.take().is_some()
-        {
-            self.order.retain(|(_, other)| *other != index);
-            self.free.push(index);
-        }
+        self.order.retain(|(_, other)| *other != index);
+        self.free.push(index);
+        self.gone.push((self.next, entry.mapping));
     }
 
     /// Forgets cached mappings that the bytes lie in.
@@ -282,6 +260,9 @@ impl Table {
         for entry in self.entries.drain(..).flatten() {
             std::mem::forget(entry.mapping);
         }
+        for (_, mapping) in self.gone.drain(..) {
+            std::mem::forget(mapping);
+        }
         self.order.clear();
         self.free.clear();
         self.last = NO_LAST;
@@ -327,19 +308,29 @@ mod tests {
         let space = DmaSpace::new(Box::new(Anything));
         let mut table = Table::new(2, 1 << 20);
         let (base, first) = mapping(&space, 8192);
-        let index = table.insert(first, Kept::Cached);
-        let (found, address) = table.find(base + 4096, 4096).unwrap();
-        assert_eq!((found, address % 4096), (index, 0));
+        table.set_next(1);
+        table.insert(first, Kept::Cached);
+        assert_eq!(
+            table.find(base + 4096, 4096).map(|address| address % 4096),
+            Some(0)
+        );
         assert_eq!(table.find(base + 4096, 4097), None);
-        assert_eq!(table.quick(base, 8192).map(|(entry, _)| entry), Some(index));
-        table.hold(index);
-        table.hold(index);
+        assert!(table.quick(base, 8192).is_some());
+        // Commands 1 and 2 use it; it goes before 3.
+        table.set_next(3);
         table.forget(base, 10);
         assert_eq!(table.find(base, 1), None, "nobody uses it from here on");
-        table.release(index);
-        assert_eq!(space.usage().unmapped, 0);
-        table.release(index);
+        assert!(table.has_gone());
+        table.let_go(2);
+        table.let_go(3);
+        assert_eq!(
+            space.usage().unmapped,
+            0,
+            "the command that is being made may use it"
+        );
+        table.let_go(4);
         assert_eq!(space.usage().unmapped, 1);
+        assert!(!table.has_gone());
     }
 
     #[test]
@@ -363,10 +354,10 @@ mod tests {
         table.sync(&[]);
         assert!(table.find(bases[0], 1).is_none() && table.find(bases[1], 1).is_some());
         let (large, huge) = mapping(&space, 2 << 20);
-        let index = table.insert(huge, Kept::Cached);
+        table.insert(huge, Kept::Cached);
         assert_eq!(table.find(large, 1), None, "too large to be kept");
-        table.hold(index);
-        table.release(index);
+        table.let_go(u64::MAX);
+        table.forget(bases[1], 1);
         drop(table);
         let usage = space.usage();
         assert_eq!(usage.mapped, usage.unmapped);

@@ -38,35 +38,42 @@ pub struct HeadError {
     pub size: u32,
 }
 
-/// Entries of a queue, known to be 2 to 65536.
+/// Entries of a queue, known to be 2 to 65536: the last index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct RingSize(u32);
+struct RingSize(u16);
 
 impl RingSize {
     const fn new(size: u32) -> Result<Self, RingSizeError> {
         if size < 2 || size > 65536 {
             return Err(RingSizeError { size });
         }
-        Ok(Self(size))
+        let [low, high, ..] = (size - 1).to_le_bytes();
+        Ok(Self(u16::from_le_bytes([low, high])))
+    }
+
+    #[inline]
+    const fn entries(self) -> u32 {
+        self.0 as u32 + 1
     }
 
     /// The index after this one, and whether it is the first again.
+    #[inline]
     const fn next(self, index: u16) -> (u16, bool) {
-        // An index of the largest ring wraps by itself.
-        let next = index.wrapping_add(1);
-        if next == 0 || next as u32 == self.0 {
+        if index >= self.0 {
             (0, true)
         } else {
-            (next, false)
+            (index + 1, false)
         }
     }
 
     /// How many steps lead from one index to another.
+    #[inline]
     const fn distance(self, from: u16, to: u16) -> u32 {
+        let steps = (to as u32).wrapping_sub(from as u32);
         if to >= from {
-            (to - from) as u32
+            steps
         } else {
-            self.0 - (from - to) as u32
+            steps.wrapping_add(self.entries())
         }
     }
 }
@@ -102,10 +109,11 @@ impl SubmissionRing {
     /// Entries of the ring, 2 to 65536.
     #[must_use]
     pub const fn size(&self) -> u32 {
-        self.size.0
+        self.size.entries()
     }
 
     /// The entry that the controller fetches next, as far as it said.
+    #[inline]
     #[must_use]
     pub const fn head(&self) -> u16 {
         self.head
@@ -126,7 +134,7 @@ impl SubmissionRing {
     /// Entries that can be filled now, at most `size - 1`.
     #[must_use]
     pub const fn free(&self) -> u32 {
-        self.size.0 - 1 - self.used()
+        self.size.entries() - 1 - self.used()
     }
 
     /// Whether no entry is in use.
@@ -145,17 +153,20 @@ impl SubmissionRing {
     ///
     /// # Errors
     /// [`RingFull`] if all entries but the one that stays empty are in use.
+    #[inline]
     pub const fn push(&mut self) -> Result<u16, RingFull> {
-        if self.is_full() {
+        let index = self.tail;
+        let (next, _) = self.size.next(index);
+        if next == self.head {
             return Err(RingFull);
         }
-        let index = self.tail;
-        (self.tail, _) = self.size.next(index);
+        self.tail = next;
         Ok(index)
     }
 
     /// The value to write to the tail doorbell, or `None` if it holds it already. Every entry pushed so far must be
     /// visible to the controller before the doorbell is written.
+    #[inline]
     #[must_use = "the value has to be written to the doorbell"]
     pub const fn doorbell(&mut self) -> Option<u16> {
         if self.offered == self.tail {
@@ -170,14 +181,15 @@ impl SubmissionRing {
     /// # Errors
     /// [`HeadError`] if the controller cannot be there: it can have fetched only what a doorbell offered, and never goes back.
     /// The ring is unchanged then.
+    #[inline]
     pub const fn advance_head(&mut self, head: u16) -> Result<u32, HeadError> {
         let step = self.size.distance(self.head, head);
-        if head as u32 >= self.size.0 || step > self.size.distance(self.head, self.offered) {
+        if head as u32 >= self.size.entries() || step > self.size.distance(self.head, self.offered) {
             return Err(HeadError {
                 head,
                 known: self.head,
                 tail: self.offered,
-                size: self.size.0,
+                size: self.size.entries(),
             });
         }
         self.head = head;
@@ -216,10 +228,11 @@ impl CompletionRing {
     /// Entries of the ring, 2 to 65536.
     #[must_use]
     pub const fn size(&self) -> u32 {
-        self.size.0
+        self.size.entries()
     }
 
     /// The entry to look at.
+    #[inline]
     #[must_use]
     pub const fn head(&self) -> u16 {
         self.head
@@ -232,6 +245,7 @@ impl CompletionRing {
     }
 
     /// Whether an entry at [`head`](Self::head) with this phase tag is new.
+    #[inline]
     #[must_use]
     pub const fn is_new(&self, phase: bool) -> bool {
         phase == self.phase
@@ -247,6 +261,7 @@ impl CompletionRing {
     ///
     /// Call [`doorbell`](Self::doorbell) at least once per `size - 1` entries. A controller that keeps to its queue has no room
     /// to write more, and one that does not is not noticed here.
+    #[inline]
     pub const fn advance(&mut self) -> u16 {
         let index = self.head;
         let (next, wrapped) = self.size.next(index);
@@ -256,6 +271,7 @@ impl CompletionRing {
     }
 
     /// The value to write to the head doorbell, or `None` if it holds it already.
+    #[inline]
     #[must_use = "the value has to be written to the doorbell"]
     pub const fn doorbell(&mut self) -> Option<u16> {
         if self.released == self.head {

@@ -2,6 +2,7 @@
 
 use std::mem;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use homi_queue::{
     Command, CommandId, Completed, Completion, Data, DataDirection, LostReason, QueueLost, Region, Slot,
@@ -15,7 +16,6 @@ use crate::error::Refusal;
 use crate::info::Shape;
 use crate::reach::{Extra, Pointer, Split};
 use crate::shared::{LEAKED, LOST, RUNNING, add};
-use crate::table::NONE;
 
 /// Dword 12 bit 29 of a read or write: protection information is inserted or stripped (PRACT).
 const PRACT: u32 = 1 << 29;
@@ -24,16 +24,30 @@ impl IoQueue {
     /// Takes over mappings and namespaces that came or went.
     #[cold]
     pub(super) fn refresh(&mut self) {
+        self.generation = self.reach.generation();
+        self.reach.table.set_next(self.serial + 1);
         self.reach.refresh();
+        self.let_go();
         self.namespaces = self.controller.inner().namespaces();
         self.shape = NO_SHAPE;
+    }
+
+    /// Unmaps what no command in flight can use.
+    #[cold]
+    pub(super) fn let_go(&mut self) {
+        let in_flight = self.shared.watch.iter().filter_map(|cell| {
+            let word = cell.load(Ordering::Relaxed);
+            (word != 0).then_some(word >> 16)
+        });
+        let oldest = in_flight.min().unwrap_or(u64::MAX);
+        self.reach.table.let_go(oldest);
     }
 
     fn shape_of(&mut self, nsid: u32) -> Result<Shape, Refusal> {
         if nsid == self.shape.nsid && !self.shape.separate {
             return Ok(self.shape);
         }
-        if self.reach.is_stale() {
+        if self.reach.generation() != self.generation {
             self.refresh();
         }
         let namespaces = Arc::clone(&self.namespaces);
@@ -83,7 +97,6 @@ impl IoQueue {
         let Some(flight) = self.flights.get_mut(index) else {
             return Ok(());
         };
-        flight.entry = NONE;
         let direction = flight.command.direction();
         let len = flight.data.len() as u64;
         let wanted = transfer.unwrap_or(len);
@@ -157,6 +170,7 @@ impl IoQueue {
             }
             None => (0, flight.data.len()),
         };
+        self.reach.table.set_next(self.serial + 1);
         let pointer = if direction == DataDirection::None {
             Pointer::default()
         } else {
@@ -192,7 +206,6 @@ impl IoQueue {
             flight.command = command;
             flight.data = data;
             flight.user = id;
-            flight.entry = NONE;
             flight.rare = true;
             self.refuse(index, id, Refusal::Rejected(status));
         }
@@ -348,8 +361,6 @@ impl IoQueue {
                     .settle(&data, 0, 0, false, &mut extra, &self.shared.counters);
                 self.reach.finish(&mut extra);
                 flight.extra = Extra::default();
-            } else {
-                self.reach.table.release(flight.entry);
             }
             flight.rare = false;
             undelivered.push(Undelivered {
@@ -359,7 +370,7 @@ impl IoQueue {
             });
         }
         for cell in &self.shared.watch {
-            cell.store(0, std::sync::atomic::Ordering::Relaxed);
+            cell.store(0, Ordering::Relaxed);
         }
         let reason: LostReason = self.shared.reason();
         Err(QueueLost::new(reason, undelivered))
