@@ -17,10 +17,10 @@ use homi_fabric::controller::{
     SubsystemConfig, TransportAddress, TransportKind,
 };
 use homi_local::{
-    Backing, File, FileOptions, NamespaceGeometry, Passthrough, PassthroughOptions, Ram, namespace_at,
+    Backing, Drives, File, FileOptions, NamespaceGeometry, Passthrough, PassthroughOptions, Ram, namespace_at,
 };
 
-use crate::config::{Config, Listener, Namespace, Place, Size, Subsystem, Transport, parse_uuid};
+use crate::config::{Config, DrivePlace, Listener, Namespace, Place, Size, Subsystem, Transport, parse_uuid};
 use crate::engine::Backings;
 use crate::service::ServiceError;
 
@@ -51,6 +51,7 @@ struct Identity {
     nqn: String,
     nsid: u32,
     path: Option<PathBuf>,
+    drive: Option<DrivePlace>,
     ram: Option<Size>,
     block_size: Option<Size>,
     read_only: bool,
@@ -62,6 +63,7 @@ impl Identity {
             nqn: subsystem.nqn.to_string(),
             nsid: namespace.nsid,
             path: namespace.path.clone(),
+            drive: namespace.drive,
             ram: namespace.ram,
             block_size: namespace.block_size,
             read_only: namespace.read_only,
@@ -86,6 +88,7 @@ impl Drop for Opened {
 /// The namespaces that are served now.
 #[derive(Debug, Default)]
 pub(crate) struct Catalogue {
+    drives: Drives,
     namespaces: HashMap<Identity, Arc<Opened>>,
 }
 
@@ -109,7 +112,7 @@ impl Catalogue {
                 let opened = match self.namespaces.get(&identity) {
                     Some(opened) => Arc::clone(opened),
                     None => {
-                        let backing = open(subsystem, namespace)?;
+                        let backing = open(&self.drives, subsystem, namespace)?;
                         let handle = backings.add(backing.clone());
                         Arc::new(Opened {
                             backing,
@@ -190,11 +193,17 @@ impl Prepared {
         };
         made.max_io_queues = config.limits.io_queues;
         made.max_controllers_per_host = u16::try_from(config.limits.controllers_per_host).unwrap_or(u16::MAX);
-        // Memory is as durable as it will ever be once it is written; files are durable after a Flush.
+        // Memory is as durable as it will ever be once it is written; files are durable after a Flush, and so are drives that have a cache.
+        let opened = |namespace| self.namespaces.get(&Identity::of(subsystem, namespace));
         made.volatile_write_cache = subsystem
             .namespace
             .iter()
-            .any(|namespace| namespace.path.is_some());
+            .filter_map(opened)
+            .any(|opened| match &opened.backing {
+                Backing::Ram(_) => false,
+                Backing::File(_) | Backing::Passthrough(_) => true,
+                Backing::Drive(drive) => drive.volatile_write_cache(),
+            });
         for namespace in &subsystem.namespace {
             if let Some(opened) = self.namespaces.get(&Identity::of(subsystem, namespace)) {
                 let geometry = opened.backing.geometry();
@@ -220,7 +229,7 @@ pub(crate) fn in_capsule(config: &Config, transport: Transport) -> u32 {
     u32::try_from(size.0).unwrap_or(0)
 }
 
-fn open(subsystem: &Subsystem, namespace: &Namespace) -> Result<Backing, ServiceError> {
+fn open(drives: &Drives, subsystem: &Subsystem, namespace: &Namespace) -> Result<Backing, ServiceError> {
     let nqn = subsystem.nqn.to_string();
     let nsid = namespace.nsid;
     let problem = |problem: String| ServiceError::Namespace {
@@ -238,8 +247,20 @@ fn open(subsystem: &Subsystem, namespace: &Namespace) -> Result<Backing, Service
             .map(Backing::Ram)
             .map_err(|error| problem(error.to_string()));
     }
+    if let Some(DrivePlace { address, nsid }) = namespace.drive {
+        let drive = drives
+            .open(address, nsid)
+            .map_err(|error| problem(error.to_string()))?;
+        let own = drive.geometry().block_size();
+        if block_size.is_some_and(|asked| asked != own) {
+            return Err(problem(format!(
+                "the blocks of drive {address} have {own} bytes: leave block_size out"
+            )));
+        }
+        return Ok(Backing::Drive(drive.with_read_only(namespace.read_only)));
+    }
     let Some(path) = &namespace.path else {
-        return Err(problem("it has neither path nor ram".to_owned()));
+        return Err(problem("it has no path, drive or ram".to_owned()));
     };
     if let Some(Size(bytes)) = namespace.create {
         match OpenOptions::new().write(true).create_new(true).open(path) {

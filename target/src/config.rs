@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use homi_pci::{PciAddress, PciAddressError};
 use homi_spec::fabrics::Nqn;
 use serde::{Deserialize, Deserializer, de};
 
@@ -375,15 +376,62 @@ pub struct Subsystem {
     pub namespace: Vec<Namespace>,
 }
 
-/// A namespace and what backs it: `path` or `ram`.
+/// A namespace of a drive: `0000:01:00.0/1`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DrivePlace {
+    /// Where the drive is.
+    pub address: PciAddress,
+    /// The namespace; `None` means the only one.
+    pub nsid: Option<u32>,
+}
+
+impl FromStr for DrivePlace {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (address, nsid) = match text.split_once('/') {
+            Some((address, nsid)) => (address, Some(nsid)),
+            None => (text, None),
+        };
+        let wrong = |nsid: &str| {
+            format!("{nsid:?} is no namespace of a drive: use a number from 1, as in 0000:01:00.0/1")
+        };
+        let nsid = match nsid {
+            None => None,
+            // FFFFFFFFh addresses every namespace and 0 none (Base 2.0 §3.2.1).
+            Some(text) => match text.parse() {
+                Ok(nsid) if (1..u32::MAX).contains(&nsid) => Some(nsid),
+                _ => return Err(wrong(text)),
+            },
+        };
+        let address = address
+            .parse()
+            .map_err(|error: PciAddressError| error.to_string())?;
+        Ok(Self { address, nsid })
+    }
+}
+
+impl<'de> Deserialize<'de> for DrivePlace {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
+/// A namespace and what backs it: `path`, `drive` or `ram`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Namespace {
     /// Namespace identifier, from 1.
     pub nsid: u32,
-    /// A regular file or block device.
+    /// A regular file, a block device, or a namespace behind the kernel's NVMe driver by its character device (`/dev/ng0n1`), to which commands
+    /// are passed as they are.
     #[serde(default)]
     pub path: Option<PathBuf>,
+    /// A drive that the target drives itself, by its PCI address and namespace: `0000:01:00.0/1`, or without the namespace if it has only
+    /// one. It has to be bound to VFIO (`scripts/bind-vfio`).
+    #[serde(default)]
+    pub drive: Option<DrivePlace>,
     /// Memory of this size, gone when the target stops.
     #[serde(default)]
     pub ram: Option<Size>,
@@ -523,9 +571,10 @@ impl Namespace {
         if self.nsid == 0 || self.nsid > 1024 {
             return Some("nsid must be 1 to 1024".to_owned());
         }
-        match (&self.path, &self.ram) {
-            (None, None) => return Some("give it a path or ram = \"SIZE\"".to_owned()),
-            (Some(_), Some(_)) => return Some("it has both path and ram: remove one".to_owned()),
+        let backings = [self.path.is_some(), self.drive.is_some(), self.ram.is_some()];
+        match backings.into_iter().filter(|has| *has).count() {
+            0 => return Some("give it a path, a drive or ram = \"SIZE\"".to_owned()),
+            2.. => return Some("it has more than one of path, drive and ram: remove the others".to_owned()),
             _ => {}
         }
         if self.create.is_some() && self.path.is_none() {
@@ -659,10 +708,10 @@ mod tests {
             ("[[subsystem]]\nnqn = \"disk\"".to_owned(), "NQN"),
             (format!("{subsystem}{subsystem}"), "two subsystems"),
             (format!("{subsystem}serial = \"\""), "1 to 20"),
-            (namespace.clone(), "give it a path or ram"),
+            (namespace.clone(), "give it a path, a drive or ram"),
             (
                 format!("{namespace}ram = \"1M\"\npath = \"/x\""),
-                "both path and ram",
+                "more than one of path, drive and ram",
             ),
             (format!("{namespace}ram = 1000"), "multiple of the block size"),
             (

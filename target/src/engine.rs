@@ -198,6 +198,8 @@ pub(crate) struct Core {
     pub(crate) flushed: u64,
     /// By handle. Handles are small numbers.
     executors: Vec<Option<Box<Executor>>>,
+    /// Handles of executors that are gone, whose descriptors the shard need not watch any more.
+    gone: Vec<usize>,
     /// Executors with commands, by handle.
     busy: Vec<usize>,
     finished: Vec<Finished>,
@@ -237,7 +239,14 @@ impl Core {
     #[inline]
     pub(crate) fn take(&mut self, memory: Memory, len: usize) -> Option<Data> {
         match memory {
-            Memory::Ordinary => self.pool.take(len),
+            Memory::Ordinary => {
+                let executors = &mut self.executors;
+                self.pool.take(len, |region| {
+                    for executor in executors.iter_mut().flatten() {
+                        executor.forget(region);
+                    }
+                })
+            }
             Memory::Registered => self.arena.take(len),
         }
     }
@@ -348,7 +357,10 @@ impl Core {
         if let Some(place) = self.executors.get_mut(index) {
             match place {
                 Some(executor) if executor.is_busy() => executor.retired = true,
-                _ => *place = None,
+                _ => {
+                    *place = None;
+                    self.gone.push(index);
+                }
             }
         }
     }
@@ -366,10 +378,11 @@ impl Core {
                 index += 1;
                 continue;
             }
-            let retired = executor.retired;
+            let retired = executor.retired || executor.lost;
             self.busy.swap_remove(index);
             if retired && let Some(place) = self.executors.get_mut(handle) {
                 *place = None;
+                self.gone.push(handle);
             }
         }
     }
@@ -405,6 +418,7 @@ impl Engine {
                 payload: Payload::default(),
                 flushed: 0,
                 executors: Vec::new(),
+                gone: Vec::new(),
                 busy: Vec::new(),
                 finished: Vec::new(),
                 waiting_for_buffers: VecDeque::new(),
@@ -765,6 +779,12 @@ impl Engine {
                 executor.watched = f(handle, descriptor);
             }
         }
+    }
+
+    /// Executors that are gone since this was asked last.
+    #[inline]
+    pub(crate) fn take_gone_executor(&mut self) -> Option<usize> {
+        self.core.gone.pop()
     }
 
     /// The shard was woken for an executor and no longer watches it.

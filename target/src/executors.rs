@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use homi_local::{Backing, FileBackend, LocalQueue};
-use homi_queue::{Command, Completed, Completion, Data, Queue, QueueLost, Wait};
+use homi_queue::{Command, Completed, Completion, Data, Queue, QueueLost, Region, Wait};
 use homi_spec::status::Status;
 
 use crate::slab::Key;
@@ -47,6 +47,8 @@ pub(crate) struct Executor {
     pub(crate) lends_memory: bool,
     /// The namespace is gone; the executor goes when nothing is in flight.
     pub(crate) retired: bool,
+    /// Its queue is lost; it goes, and another one is opened when a command comes.
+    pub(crate) lost: bool,
     /// The shard has asked to be woken for this executor.
     pub(crate) watched: bool,
 }
@@ -65,6 +67,7 @@ impl Executor {
             completed: Vec::with_capacity(usize::from(depth)),
             lends_memory: matches!(backing, Backing::Ram(_)),
             retired: false,
+            lost: false,
             watched: false,
         })
     }
@@ -92,6 +95,14 @@ impl Executor {
         self.uncommitted = true;
         self.queue.submit(slot, command.command, command.data);
         Ok(())
+    }
+
+    /// Memory is about to go: whatever the executor keeps registered of it goes too.
+    #[cold]
+    pub(crate) fn forget(&mut self, region: &Region) {
+        if let LocalQueue::Drive(queue) = &mut self.queue {
+            queue.forget(region);
+        }
     }
 
     /// Whether commands are executing or waiting.
@@ -170,6 +181,7 @@ impl Executor {
             });
         }
         self.in_flight = 0;
+        self.lost = true;
     }
 
     /// A descriptor to sleep on while commands are executing.

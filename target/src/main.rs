@@ -7,13 +7,13 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use homi_target::config::{
-    Config, ConfigError, Events, Listener, Name, Namespace, Place, Size, Subsystem, Transport,
+    Config, ConfigError, DrivePlace, Events, Listener, Name, Namespace, Place, Size, Subsystem, Transport,
 };
 use homi_target::{Service, ServiceError};
 use nix::sys::signal::{SigSet, Signal};
 use tracing_subscriber::EnvFilter;
 
-/// Name of the subsystem that `--ram` and `--file` make when `--nqn` gives none.
+/// Name of the subsystem that `--ram`, `--drive` and `--file` make when `--nqn` gives none.
 const DEFAULT_NQN: &str = "nqn.2026-01.io.homi-fabrics:default";
 /// Port of NVMe/TCP (NVMe/TCP Transport 1.0 section 3.1), and of NVMe/RDMA.
 const DEFAULT_PORT: u16 = 4420;
@@ -59,10 +59,14 @@ struct Serve {
     /// Logical block size for --ram and --file: 512 or 4096 [default: 4096, or a block device's own].
     #[arg(long, value_name = "BYTES")]
     block_size: Option<Size>,
-    /// Refuse writes to what --ram and --file serve.
+    /// Drive to drive by the target itself and serve as a namespace, as in 0000:01:00.0/1 (the namespace may be left out if there is only
+    /// one); bound to VFIO by scripts/bind-vfio; repeat for more.
+    #[arg(long, value_name = "PCI[/NSID]")]
+    drive: Vec<DrivePlace>,
+    /// Refuse writes to what --ram, --drive and --file serve.
     #[arg(long)]
     read_only: bool,
-    /// Name of the subsystem that --ram and --file make.
+    /// Name of the subsystem that --ram, --drive and --file make.
     #[arg(long, value_name = "NQN", default_value = DEFAULT_NQN)]
     nqn: Name,
     /// Host that may connect to it; repeat for more.
@@ -201,7 +205,7 @@ impl Serve {
         config.node.pin |= self.pin;
         config.node.events = self.events.unwrap_or(config.node.events);
         config.node.poll_us = self.poll_us.unwrap_or(config.node.poll_us);
-        if !self.ram.is_empty() || !self.file.is_empty() {
+        if !self.ram.is_empty() || !self.file.is_empty() || !self.drive.is_empty() {
             let subsystem = self.subsystem(&config)?;
             config.subsystem.push(subsystem);
         }
@@ -215,7 +219,7 @@ impl Serve {
         Ok(config)
     }
 
-    /// The subsystem that `--ram` and `--file` make.
+    /// The subsystem that `--ram`, `--drive` and `--file` make.
     fn subsystem(&self, config: &Config) -> Result<Subsystem, Failure> {
         let loopback = config
             .listener
@@ -230,6 +234,7 @@ impl Serve {
         let blank = Namespace {
             nsid: 0,
             path: None,
+            drive: None,
             ram: None,
             create: None,
             block_size: self.block_size,
@@ -248,7 +253,12 @@ impl Serve {
             ram: Some(*size),
             ..blank.clone()
         });
+        let drives = self.drive.iter().map(|place| Namespace {
+            drive: Some(*place),
+            ..blank.clone()
+        });
         let numbered = files
+            .chain(drives)
             .chain(memory)
             .zip(1..)
             .map(|(namespace, nsid)| Namespace { nsid, ..namespace });

@@ -1,7 +1,7 @@
 //! A shard's buffers for data on its way between the wire and an executor.
 //!
 //! Buffers come in powers of two from 4 KiB up, aligned to 4 KiB so that direct I/O can use them, and are kept for reuse, the
-//! one used last first. The pool is bounded in bytes: when it is empty, commands wait (see `Engine`), nothing fails.
+//! one used last first. Those of one size are parts of larger regions, so that drives, which map regions, map few. The pool is bounded in bytes: when it is empty, commands wait (see `Engine`), nothing fails.
 //!
 //! A buffer for data that a host has still to send, or to take, is held for as long as that host likes. So a connection gets such
 //! a buffer only while as much as it holds is left for others ([`Pool::may_lend`]), and none of them ever comes from the
@@ -19,10 +19,17 @@ const LOOKED_AT: usize = 16;
 /// Bytes beyond the configured ones for data that came in a capsule: as much as a capsule can carry.
 const RESERVE: usize = 64 << 10;
 
+/// Of how many regions a full pool consists at most, where buffers are shorter than that makes them.
+const REGIONS: usize = 64;
+/// Bytes of a region that is cut into several buffers, at most.
+const LARGEST_REGION: usize = 1 << 20;
+
 /// Buffers by size class, with a budget in bytes.
 #[derive(Debug)]
 pub(crate) struct Pool {
     free: Vec<Vec<Region>>,
+    /// Bytes of a region that is cut into buffers.
+    region: usize,
     budget: Budget,
     /// Bytes of the budget.
     capacity: usize,
@@ -39,8 +46,10 @@ impl Pool {
     pub(crate) fn new(budget: usize, largest: usize) -> Self {
         let classes = class_of(largest) + 1;
         let capacity = budget.max(size_of_class(classes - 1)) + RESERVE;
+        let region = (capacity / REGIONS + 1).next_power_of_two() / 2;
         Self {
             free: vec![Vec::new(); classes],
+            region: region.clamp(SMALLEST, LARGEST_REGION),
             budget: Budget::new(capacity),
             capacity,
             idle: 0,
@@ -73,8 +82,9 @@ impl Pool {
         self.lent = self.lent.saturating_sub(size);
     }
 
-    /// A buffer of `len` bytes, or `None` when the budget is used up (or `len` is beyond the largest class).
-    pub(crate) fn take(&mut self, len: usize) -> Option<Data> {
+    /// A buffer of `len` bytes, or `None` when the budget is used up (or `len` is beyond the largest class). Regions that have to go for
+    /// it are shown to `going` first: whoever keeps them keeps their bytes from being used.
+    pub(crate) fn take(&mut self, len: usize, going: impl FnMut(&Region)) -> Option<Data> {
         let class = class_of(len);
         if self.free.get(class)?.is_empty() {
             self.reclaim(LOOKED_AT);
@@ -84,7 +94,7 @@ impl Pool {
                 self.idle -= region.len();
                 region
             }
-            None => self.allocate(class)?,
+            None => self.allocate(class, going)?,
         };
         region.segment(0..len).ok().map(Data::One)
     }
@@ -96,7 +106,7 @@ impl Pool {
         drop(segment);
         let class = class_of(region.len());
         if region.len() == size_of_class(class)
-            && region.is_unique()
+            && region.is_only_clone()
             && let Some(free) = self.free.get_mut(class)
         {
             self.idle += region.len();
@@ -117,7 +127,7 @@ impl Pool {
             let Some(region) = self.sending.pop_front() else {
                 return;
             };
-            if !region.is_unique() {
+            if !region.is_only_clone() {
                 self.sending.push_back(region);
                 continue;
             }
@@ -128,23 +138,58 @@ impl Pool {
         }
     }
 
-    fn allocate(&mut self, class: usize) -> Option<Region> {
-        let size = size_of_class(class);
-        if let Ok(Some(region)) = self.budget.allocate(size, ALIGNMENT) {
+    fn allocate(&mut self, class: usize, mut going: impl FnMut(&Region)) -> Option<Region> {
+        if let Some(region) = self.cut(class) {
             return Some(region);
         }
-        // Idle buffers of other sizes make room.
+        // Regions of other sizes all of whose buffers are idle make room.
         self.reclaim(usize::MAX);
-        for free in self.free.iter_mut().rev() {
-            while let Some(region) = free.pop() {
-                self.idle -= region.len();
+        for other in (0..self.free.len()).rev().filter(|other| *other != class) {
+            while let Some(region) = self.give_up(other) {
+                going(&region);
                 drop(region);
-                if let Ok(Some(region)) = self.budget.allocate(size, ALIGNMENT) {
+                if let Some(region) = self.cut(class) {
                     return Some(region);
                 }
             }
         }
         None
+    }
+
+    /// Makes buffers of one size of a new region, if the budget allows, and returns one of them.
+    fn cut(&mut self, class: usize) -> Option<Region> {
+        let size = size_of_class(class);
+        // Near the budget's end, a single one.
+        let whole = [self.region.max(size), size]
+            .into_iter()
+            .find_map(|len| self.budget.allocate(len, ALIGNMENT).ok().flatten())?;
+        let parts = (0..whole.len() / size).map(|number| whole.part(number * size..(number + 1) * size));
+        let mut parts: Vec<Region> = parts.filter_map(Result::ok).collect();
+        let first = parts.pop()?;
+        self.idle += parts.len() * size;
+        self.free.get_mut(class)?.append(&mut parts);
+        Some(first)
+    }
+
+    /// Takes a region of one size out of which every buffer is idle.
+    fn give_up(&mut self, class: usize) -> Option<Region> {
+        let size = size_of_class(class);
+        let free = self.free.get_mut(class)?;
+        let start = |region: &Region| region.root().host_address() as usize;
+        free.sort_unstable_by_key(start);
+        let idle = free
+            .chunk_by(|one, other| start(one) == start(other))
+            .map(|chunk| (start(&chunk[0]), chunk.len(), chunk[0].root().len()))
+            .find(|(_, buffers, len)| buffers * size == *len);
+        let (address, buffers, _) = idle?;
+        let whole = free
+            .iter()
+            .find(|region| start(region) == address)?
+            .root()
+            .clone();
+        free.retain(|region| start(region) != address);
+        self.idle -= buffers * size;
+        Some(whole)
     }
 }
 
@@ -165,43 +210,48 @@ mod tests {
     fn buffers_are_reused_and_bounded() {
         let mut pool = Pool::new(3 * 8192, 8192);
         let held: Vec<Data> = (0..3 + RESERVE / 8192)
-            .map(|_| pool.take(5000).unwrap())
+            .map(|_| pool.take(5000, |_| {}).unwrap())
             .collect();
-        assert!(pool.take(1).is_none());
+        assert!(pool.take(1, |_| {}).is_none());
         let address = held[held.len() - 1].segments()[0].host_address();
         for data in held {
             pool.put(data);
         }
-        assert_eq!(pool.take(8192).unwrap().segments()[0].host_address(), address);
-        assert!(pool.take(8193).is_none());
+        assert_eq!(
+            pool.take(8192, |_| {}).unwrap().segments()[0].host_address(),
+            address
+        );
+        assert!(pool.take(8193, |_| {}).is_none());
     }
 
     #[test]
     fn idle_buffers_of_one_size_make_room_for_another() {
         let mut pool = Pool::new(16384, 16384);
         let small: Vec<Data> = (0..4 + RESERVE / 4096)
-            .map(|_| pool.take(4096).unwrap())
+            .map(|_| pool.take(4096, |_| {}).unwrap())
             .collect();
-        assert!(pool.take(16384).is_none());
+        assert!(pool.take(16384, |_| {}).is_none());
         for data in small {
             pool.put(data);
         }
-        assert!(pool.take(16384).is_some());
+        assert!(pool.take(16384, |_| {}).is_some());
     }
 
     #[test]
     fn a_buffer_still_in_use_is_not_handed_out_again() {
         let mut pool = Pool::new(8192, 4096);
-        let _reserve: Vec<Data> = (0..RESERVE / 4096).map(|_| pool.take(4096).unwrap()).collect();
-        let data = pool.take(4096).unwrap();
+        let _reserve: Vec<Data> = (0..RESERVE / 4096)
+            .map(|_| pool.take(4096, |_| {}).unwrap())
+            .collect();
+        let data = pool.take(4096, |_| {}).unwrap();
         let still_sending = data.segments()[0].clone();
         let address = still_sending.host_address();
         pool.put(data);
-        let next = pool.take(4096).unwrap();
+        let next = pool.take(4096, |_| {}).unwrap();
         assert_ne!(next.segments()[0].host_address(), address);
-        assert!(pool.take(4096).is_none());
+        assert!(pool.take(4096, |_| {}).is_none());
         drop(still_sending);
-        assert!(pool.take(4096).is_some());
+        assert!(pool.take(4096, |_| {}).is_some());
     }
 
     #[test]
@@ -213,7 +263,7 @@ mod tests {
         for _ in 0..5 {
             let mut own = 0;
             while pool.may_lend(own, 8192) {
-                held.push(pool.take(8192).unwrap());
+                held.push(pool.take(8192, |_| {}).unwrap());
                 own += pool.lend(8192);
             }
             assert!(own > 0 && own <= before, "{own} of {before}");
@@ -222,12 +272,12 @@ mod tests {
         assert!(pool.may_lend(0, 4096));
         // Data that has come is not concerned.
         for _ in 0..RESERVE / 8192 {
-            held.push(pool.take(8192).unwrap());
+            held.push(pool.take(8192, |_| {}).unwrap());
         }
         // A lone connection gets what a single command needs.
         let mut small = Pool::new(8192, 8192);
         assert!(small.may_lend(0, 8192));
-        let data = small.take(8192).unwrap();
+        let data = small.take(8192, |_| {}).unwrap();
         small.lend(8192);
         assert!(!small.may_lend(0, 4096));
         drop((held, data));

@@ -468,6 +468,11 @@ impl Shard {
         }
         let completed = self.rdma.poll(&mut self.engine, &self.clock);
         let progress = self.engine.run();
+        while let Some(handle) = self.engine.take_gone_executor() {
+            if let Some(key) = self.watched.get_mut(handle).and_then(Option::take) {
+                self.reactor.close(key);
+            }
+        }
         self.end_sessions();
         self.check_deadlines();
         self.flush();

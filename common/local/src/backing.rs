@@ -78,11 +78,17 @@ impl Backing {
         }
     }
 
-    /// A queue on it for up to `depth` commands in flight; `backend` matters to files only. No memory is kept registered with the system.
+    /// A queue on it for up to `depth` commands in flight; `backend` matters to files only. No memory is kept registered with the kernel, and
+    /// a drive that is being reset is not waited for.
     ///
     /// # Errors
-    /// What the system said when there are no descriptors or memory for it, or when io_uring was demanded and is refused.
+    /// What the system said when there are no descriptors or memory for it, or when io_uring was demanded and is refused;
+    /// [`io::ErrorKind::WouldBlock`] for a drive that is being reset.
     pub fn open_queue(&self, depth: u16, backend: FileBackend) -> io::Result<LocalQueue> {
+        if let Self::Drive(drive) = self {
+            let queue = drive.open_queue_now(depth)?;
+            return Ok(LocalQueue::Drive(Box::new(queue)));
+        }
         self.open_queue_with(depth, backend, Registration::Explicit)
     }
 

@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
+use std::time::Duration;
 
-use homi_nvme::{Controller, Interrupts, NvmeError, Options, QueueOptions, SystemClock, Watch};
+use homi_nvme::{Controller, Interrupts, NvmeError, Options, QueueOptions, State, SystemClock, Watch};
 use homi_pci::{PciAddress, PciError, PciFunction};
 use homi_queue::Region;
 use homi_spec::identify::{Cns, DATA_SIZE, Identify};
@@ -156,6 +158,12 @@ impl Drives {
         open.insert(address, Arc::downgrade(&attached));
         drop(open);
         Drive::of(attached, nsid)
+    }
+}
+
+impl Default for Drives {
+    fn default() -> Self {
+        Self::new(DriveOptions::default())
     }
 }
 
@@ -386,6 +394,30 @@ impl Drive {
             source,
         };
         self.attached.controller.map(region).map_err(failed)
+    }
+
+    /// Whether a queue can be opened without waiting for more than the controller's answers: it works, and is not being reset.
+    fn is_ready(&self) -> bool {
+        // The thread that looks after it has it for a moment now and then.
+        (0..20).any(|_| {
+            let state = self.attached.controller.try_state();
+            if state.is_none() {
+                thread::sleep(Duration::from_micros(100));
+            }
+            matches!(state, Some(State::Ready))
+        })
+    }
+
+    /// The same as [`Drive::open_queue`] for threads that have other work: a controller that is being reset is not waited for.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] then, else as [`Drive::open_queue`].
+    pub fn open_queue_now(&self, depth: u16) -> io::Result<DriveQueue> {
+        if !self.is_ready() {
+            let text = format!("{} is being reset, or failed", self.attached.name);
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, text));
+        }
+        self.open_queue(depth)
     }
 
     /// A queue pair of the drive for up to `depth` commands in flight: with an interrupt to sleep on where one is left, polled otherwise.

@@ -76,6 +76,13 @@ impl DriveQueue {
     }
 }
 
+impl DriveQueue {
+    /// Unmaps memory that is to go and that nobody registered; what commands in flight still use goes with the last of them.
+    pub fn forget(&mut self, region: &Region) {
+        self.queue.forget(region);
+    }
+}
+
 impl Queue for DriveQueue {
     fn depth(&self) -> u16 {
         self.queue.depth()

@@ -136,7 +136,7 @@ enum Backing {
     /// Memory that belongs to something else, kept alive by holding its owner.
     Foreign(#[expect(dead_code, reason = "held only to keep the memory alive")] Box<dyn Any + Send + Sync>),
     /// The same memory as another region, with a reference count of its own.
-    Handle(#[expect(dead_code, reason = "held only to keep the memory alive")] Region),
+    Handle(Region),
 }
 
 struct Inner {
@@ -249,6 +249,17 @@ impl Region {
             len: range.end - range.start,
             backing: Backing::Handle(self.clone()),
         })))
+    }
+
+    /// The region that this one is a [handle](Self::handle) or [part](Self::part) of, or itself: what to register where the memory is to be
+    /// registered once, whoever uses which part of it.
+    #[must_use]
+    pub fn root(&self) -> &Self {
+        let mut region = self;
+        while let Backing::Handle(whole) = &region.0.backing {
+            region = whole;
+        }
+        region
     }
 
     /// Length in bytes.
@@ -819,6 +830,17 @@ mod tests {
                 assert!(seen.iter().all(|byte| [0, 0x55, 0xaa].contains(byte)));
             }
         });
+    }
+
+    #[test]
+    fn parts_know_what_they_are_parts_of() {
+        let whole = Region::allocate(64, 8).unwrap();
+        let part = whole.handle().part(16..32).unwrap().handle();
+        assert_eq!(
+            (part.root().host_address(), part.root().len()),
+            (whole.host_address(), 64)
+        );
+        assert_eq!(whole.root().host_address(), whole.host_address());
     }
 
     #[test]

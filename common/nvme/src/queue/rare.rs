@@ -218,8 +218,9 @@ impl IoQueue {
         add(&self.shared.counters.refused, 1);
         self.refusal = Some(refusal);
         let _ = self.slots.take(id);
+        let command = self.flights.get(index).map(|flight| flight.command);
         if let Some(done) = self.end(index, Completion::failed(status)) {
-            self.ready.push(done);
+            self.ready.push((command.unwrap_or_default(), done));
             self.attention.set(true);
         }
     }
@@ -318,7 +319,7 @@ impl IoQueue {
     pub(super) fn poll_rare(&mut self, completed: &mut impl Extend<Completed>) -> Result<usize, QueueLost> {
         self.attention.set(self.broken);
         let mut count = self.ready.len();
-        completed.extend(self.ready.drain(..));
+        completed.extend(self.ready.drain(..).map(|(_, done)| done));
         if self.armed.replace(false)
             && let Some(vector) = &self.shared.vector
         {
@@ -343,7 +344,13 @@ impl IoQueue {
         if state != LOST && state != LEAKED {
             return Ok(());
         }
-        let mut undelivered = Vec::new();
+        // Nobody may poll a queue that is lost, so this is the last chance to account for what was refused.
+        let refused = self.ready.drain(..).map(|(command, done)| Undelivered {
+            id: done.id,
+            command,
+            data: done.data,
+        });
+        let mut undelivered: Vec<Undelivered> = refused.collect();
         for (id, ()) in self.slots.drain() {
             let Some(flight) = self.flights.get_mut(id.slot_index(self.slots.depth())) else {
                 continue;
