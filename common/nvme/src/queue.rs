@@ -106,8 +106,8 @@ pub struct IoQueue {
     broken: bool,
     /// A part of a split command was placed since the doorbell was rung, which no caller knows of.
     parts: bool,
-    /// Commands that were refused.
-    ready: Vec<Completed>,
+    /// Commands that were refused, until a poll tells.
+    ready: Vec<(Command, Completed)>,
     refusal: Option<Refusal>,
     namespaces: Arc<Vec<Namespace>>,
     /// Of mappings and namespaces, as taken over.

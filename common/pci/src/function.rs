@@ -185,7 +185,7 @@ pub trait PciFunction: Send + Sync + fmt::Debug {
     /// [`PciError::Vectors`] if there are fewer, [`PciError::System`].
     fn enable_vectors(&self, count: u16) -> Result<Vec<Vector>, PciError>;
 
-    /// Function-level reset. All DMA ends before this returns; registers are as after power-on, vectors are off.
+    /// Function-level reset. All DMA ends before this returns; registers are as after power-on, vectors and bus mastering are off.
     ///
     /// # Errors
     /// [`PciError::Unsupported`] if the function cannot be reset alone, [`PciError::System`].
