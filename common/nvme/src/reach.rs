@@ -158,7 +158,8 @@ impl Reach {
                 return Ok(Iova(address));
             }
         }
-        let mapping: Mapping = self.space.map(region, Access::ReadWrite)?;
+        // All of what it is a part of: the other parts will be used, too.
+        let mapping: Mapping = self.space.map(region.root(), Access::ReadWrite)?;
         add(&cells.mapped, 1);
         let at = (start as u64).wrapping_sub(region.host_address() as u64);
         let address = mapping.range().part(at, len as u64);
