@@ -240,7 +240,7 @@ fn compare(lab: &Lab) -> Result<(), Failure> {
         lab,
         guest,
         "disk=$(drive_block os 1); mkfs.ext4 -q $disk; mkdir -p /mnt/os; mount $disk /mnt/os
-         trap 'kill $server 2>/dev/null; wait $server 2>/dev/null; umount /mnt/os' EXIT
+         trap 'kill $server || true; wait $server || true; umount /mnt/os' EXIT
          dd if=/dev/urandom of=/mnt/os/file bs=1M count=8 conv=fsync status=none
          cat >target.toml <<END
 [[listener]]
@@ -282,7 +282,7 @@ END
     sh(
         lab,
         guest,
-        "trap 'kill $server 2>/dev/null; wait $server 2>/dev/null' EXIT
+        "trap 'kill $server || true; wait $server || true' EXIT
          cat >target.toml <<END
 [[listener]]
 address = \"127.0.0.1:4421\"
