@@ -161,8 +161,7 @@ impl Reach {
         // All of what it is a part of: the other parts will be used, too.
         let mapping: Mapping = self.space.map(region.root(), Access::ReadWrite)?;
         add(&cells.mapped, 1);
-        let at = (start as u64).wrapping_sub(region.host_address() as u64);
-        let address = mapping.range().part(at, len as u64);
+        let address = mapping.translate(start, len);
         self.table.insert(mapping, Kept::Cached);
         address.map(|range| range.start()).ok_or(NvmeError::TooLong {
             len: len as u64,
