@@ -364,6 +364,10 @@ impl World {
 
     /// Memory that came back is written by its owner at once, and by nobody else from then on.
     fn recycle(&mut self, data: Data) {
+        if matches!(data, Data::Anywhere { .. }) {
+            // It was refused before the queue chose a place.
+            return;
+        }
         let filled = vec![SENTINEL; data.len()];
         data.write(0, &filled).unwrap();
         match &data {
