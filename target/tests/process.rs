@@ -193,8 +193,10 @@ fn what_is_wrong_is_said_in_one_sentence() {
         ),
         (
             &["serve", "--file", "/dev/null", "--listen", "127.0.0.1:0"],
-            "only regular files and block devices",
+            "no generic character device of an NVMe namespace",
         ),
+        (&["serve", "--drive", "nvme0"], "0000:01:00.0"),
+        (&["serve", "--drive", "01:00.0/0"], "a number from 1"),
         (
             &["serve", "--ram", "1M", "--listen", "fc://127.0.0.1:4420"],
             "use tcp or rdma",
