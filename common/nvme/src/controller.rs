@@ -315,6 +315,9 @@ impl Controller {
         let mapping = inner.space.map(&memory, Access::ReadWrite)?;
         let size = |error: RingSizeError| NvmeError::Protocol(error.to_string());
         let rings = Rings {
+            entries: submissions
+                .as_ref()
+                .map_or_else(|| memory.clone(), |memory| memory.region().clone()),
             memory,
             mapping,
             completions_at: before / 16,

@@ -60,6 +60,8 @@ pub(crate) struct Rings {
     pub(crate) completions_at: usize,
     /// Where submissions are, if not at the start of `memory`.
     pub(crate) submissions: Option<CmbMemory>,
+    /// The memory that starts with the first submission.
+    pub(crate) entries: Region,
     pub(crate) submission: SubmissionRing,
     pub(crate) completion: CompletionRing,
 }
@@ -243,11 +245,7 @@ impl IoQueue {
         let Ok(at) = self.rings.submission.push() else {
             return;
         };
-        let ring = match &self.rings.submissions {
-            None => self.rings.memory.words(),
-            Some(memory) => memory.region().words(),
-        };
-        let (entries, _) = ring.unwrap_or(&[]).as_chunks::<8>();
+        let (entries, _) = self.rings.entries.words().unwrap_or(&[]).as_chunks::<8>();
         let Some([a, b, c, d, e, f, g, h]) = entries.get(usize::from(at)) else {
             return;
         };
@@ -308,80 +306,117 @@ impl IoQueue {
     /// Collects what is in the completion queue.
     #[inline]
     fn collect(&mut self, completed: &mut impl Extend<Completed>) -> usize {
-        let (mut count, mut found) = (0, 0);
-        let depth = self.slots.depth();
-        let mut end = End::Empty;
-        let mut last_head = None;
-        while let Some((result, rest)) = self.next_completion() {
-            let (head, qid, id, status) = fields(rest);
-            // A controller that never stops completing does not keep its caller here.
-            if !self.rings.completion.is_new(status & 1 != 0) || found == usize::from(depth) {
+        let mut tally = Tally::default();
+        let end = loop {
+            match self.collect_plain(completed, &mut tally) {
+                End::Rare {
+                    index,
+                    id,
+                    head,
+                    completion,
+                } => {
+                    // Another part of a split command needs the room that this one gives back.
+                    let sane = self.rings.submission.advance_head(head).is_ok();
+                    if !sane || self.slots.take(id).is_err() {
+                        break End::Nonsense {
+                            id,
+                            qid: self.shared.qid,
+                            head,
+                        };
+                    }
+                    self.rings.completion.advance();
+                    tally.found += 1;
+                    tally.head = None;
+                    if let Some(cell) = self.shared.watch.get(index) {
+                        cell.store(0, Ordering::Relaxed);
+                    }
+                    if let Some(done) = self.rare_completed(index, completion) {
+                        completed.extend(Some(done));
+                        tally.completed += 1;
+                    }
+                }
+                end => break end,
+            }
+        };
+        self.collected(&tally, end);
+        tally.completed
+    }
+
+    /// Collects completions of plain commands, until there is something else.
+    #[inline]
+    fn collect_plain(&mut self, completed: &mut impl Extend<Completed>, tally: &mut Tally) -> End {
+        let Self {
+            rings,
+            slots,
+            flights,
+            shared,
+            ..
+        } = self;
+        let (entries, _) = rings.memory.words().unwrap_or(&[]).as_chunks::<2>();
+        let entries = entries.get(rings.completions_at..).unwrap_or(&[]);
+        let watch = &shared.watch;
+        let (qid, depth) = (shared.qid, slots.depth());
+        // A controller that never stops completing does not keep its caller here.
+        while tally.found < usize::from(depth) {
+            let Some([low, high]) = entries.get(usize::from(rings.completion.head())) else {
+                break;
+            };
+            // The phase tag says that the rest is there.
+            let rest = u64::from_le(high.load(Ordering::Acquire));
+            let (head, queue, id, status) = fields(rest);
+            if !rings.completion.is_new(status & 1 != 0) {
                 break;
             }
-            self.rings.completion.advance();
-            found += 1;
             let id = CommandId(id);
             let index = id.slot_index(depth);
-            let rare = self.flights.get(index).is_some_and(|flight| flight.rare);
-            // Another part of a split command needs the room that this one gives back.
-            let sane = qid == self.shared.qid && !(rare && self.rings.submission.advance_head(head).is_err());
-            if !sane || self.slots.take(id).is_err() {
-                end = End::Nonsense { id, qid, head };
-                break;
-            }
-            last_head = Some(head);
             let completion = Completion {
                 status: Status::from_wire(status),
-                result,
+                result: u64::from_le(low.load(Ordering::Relaxed)),
             };
-            if let Some(cell) = self.shared.watch.get(index) {
-                cell.store(0, Ordering::Relaxed);
+            let (Some(flight), Some(cell)) = (flights.get_mut(index), watch.get(index)) else {
+                return End::Nonsense { id, qid: queue, head };
+            };
+            if queue != qid {
+                return End::Nonsense { id, qid: queue, head };
             }
-            let Some(flight) = self.flights.get_mut(index) else {
-                break;
-            };
             if flight.rare {
-                if let Some(done) = self.rare_completed(index, completion) {
-                    completed.extend(Some(done));
-                    count += 1;
-                }
-                continue;
+                return End::Rare {
+                    index,
+                    id,
+                    head,
+                    completion,
+                };
             }
+            if slots.take(id).is_err() {
+                return End::Nonsense { id, qid: queue, head };
+            }
+            rings.completion.advance();
+            cell.store(0, Ordering::Relaxed);
+            tally.found += 1;
+            tally.completed += 1;
+            tally.head = Some(head);
             completed.extend(Some(Completed {
                 id: flight.user,
                 completion,
                 data: mem::take(&mut flight.data),
             }));
-            count += 1;
         }
-        if found > 0 {
-            // The last one says how far the controller got. The others are not believed, so they are not checked.
-            if let Some(head) = last_head
-                && self.rings.submission.advance_head(head).is_err()
-            {
-                let (id, qid) = (CommandId(0), self.shared.qid);
-                end = End::Nonsense { id, qid, head };
-            }
-            self.collected(found, end);
-        }
-        count
-    }
-
-    /// The entry at the head of the completion queue: its lower and upper half.
-    #[inline]
-    fn next_completion(&self) -> Option<(u64, u64)> {
-        let (entries, _) = self.rings.memory.words()?.as_chunks::<2>();
-        let at = self.rings.completions_at + usize::from(self.rings.completion.head());
-        let [low, high] = entries.get(at)?;
-        // The phase tag says that the rest is there.
-        let rest = u64::from_le(high.load(Ordering::Acquire));
-        Some((u64::from_le(low.load(Ordering::Relaxed)), rest))
+        End::Empty
     }
 
     /// What is done once for all completions that a poll found.
     #[inline]
-    fn collected(&mut self, found: usize, end: End) {
-        self.release_completions(found);
+    fn collected(&mut self, tally: &Tally, mut end: End) {
+        // The last one says how far the controller got. The others are not believed, so they are not checked.
+        if let Some(head) = tally.head
+            && self.rings.submission.advance_head(head).is_err()
+        {
+            let (id, qid) = (CommandId(0), self.shared.qid);
+            end = End::Nonsense { id, qid, head };
+        }
+        if tally.found > 0 {
+            self.release_completions(tally.found);
+        }
         if let End::Nonsense { id, qid, head } = end {
             self.fail(id, qid, head);
         } else if mem::take(&mut self.parts) {
@@ -393,10 +428,28 @@ impl IoQueue {
     }
 }
 
-/// Why a poll stopped looking.
+/// What a poll found.
+#[derive(Debug, Default)]
+struct Tally {
+    /// Entries of the completion queue.
+    found: usize,
+    /// Commands that are over: a part of a split command is none.
+    completed: usize,
+    /// How far the controller got in the submission queue, as the last entry says.
+    head: Option<u16>,
+}
+
+/// Why collecting stopped.
 enum End {
     /// There is nothing more.
     Empty,
+    /// The next entry is of no plain command.
+    Rare {
+        index: usize,
+        id: CommandId,
+        head: u16,
+        completion: Completion,
+    },
     /// The controller answered nonsense.
     Nonsense { id: CommandId, qid: u16, head: u16 },
 }
@@ -416,7 +469,7 @@ impl Queue for IoQueue {
     }
 
     #[inline]
-    fn submit(&mut self, slot: Slot, command: Command, data: Data) -> CommandId {
+    fn submit(&mut self, slot: Slot, command: Command, mut data: Data) -> CommandId {
         let index = slot.index();
         let id = self.slots.occupy(slot, ());
         let words: [u64; 8] = zerocopy::transmute!(command.0);
@@ -426,10 +479,11 @@ impl Queue for IoQueue {
             return id;
         };
         flight.command = command;
-        flight.data = data;
         flight.user = id;
+        flight.rare = plain.is_none();
+        // Nothing is dropped: a slot that is free has no data.
+        mem::swap(&mut flight.data, &mut data);
         if let Some((first, second)) = plain {
-            flight.rare = false;
             let pointer = Pointer {
                 first,
                 second,
@@ -437,7 +491,6 @@ impl Queue for IoQueue {
             };
             self.place(index, id, &words, pointer);
         } else {
-            flight.rare = true;
             self.submit_rare(index, id);
         }
         id
