@@ -52,6 +52,9 @@ const VFIO: Test = Test {
 
 const DEVICES: &[Requirement] = &[Requirement::Vfio, Requirement::Module("iommufd")];
 
+/// QEMU asks guests for their devices by ACPI.
+pub(crate) const UNPLUG: &[Requirement] = &[Requirement::Vfio, Requirement::Config("HOTPLUG_PCI_ACPI")];
+
 /// The tests of this file.
 pub const TESTS: &[Test] = &[
     Test {
@@ -103,6 +106,7 @@ pub const TESTS: &[Test] = &[
     },
     Test {
         name: "removal_under_use",
+        needs: UNPLUG,
         feature: "a drive is unplugged while it is used",
         run: removal,
         ..VFIO
@@ -115,6 +119,7 @@ pub const TESTS: &[Test] = &[
     },
     Test {
         name: "users_without_privileges",
+        kernels: Kernels::Default,
         run: user,
         ..VFIO
     },
@@ -171,13 +176,10 @@ fn line<'a>(output: &'a Output, start: &str) -> Result<&'a str, Failure> {
         .ok_or_else(|| Failure::new(format!("nothing was said of {start:?}: {}", output.stdout)))
 }
 
-/// Whether a kernel exports BARs as dma-bufs: its own configuration says so.
+/// Whether a kernel exports BARs as dma-bufs.
 fn exports(lab: &Lab) -> bool {
-    let config = lab.kernel().and_then(|kernel| {
-        let folder = kernel.vmlinux.parent()?;
-        std::fs::read_to_string(folder.join("config")).ok()
-    });
-    config.is_some_and(|config| config.contains("CONFIG_VFIO_PCI_DMABUF=y"))
+    lab.kernel()
+        .is_some_and(|kernel| kernel.is_built_with("VFIO_PCI_DMABUF"))
 }
 
 fn seam(lab: &Lab, way: &str) -> Result<(), Failure> {

@@ -7,7 +7,7 @@ use fabric_tests::lab::{
     Failure, Guest, Kernels, Lab, Namespace, NvmeDrive, Output, Peer, Requirement, Sriov, Test, Transport, Vm,
 };
 
-use crate::vfio_drive::{address, bind_step, returned, taken};
+use crate::vfio_drive::{UNPLUG, address, bind_step, returned, taken};
 
 const DRIVES: Guest = Guest {
     iommu: true,
@@ -92,6 +92,7 @@ pub const TESTS: &[Test] = &[
     },
     Test {
         name: "removal_under_io",
+        needs: UNPLUG,
         feature: "user-space driver: a drive is unplugged under I/O",
         run: removal,
         ..NVME

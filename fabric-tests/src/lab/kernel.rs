@@ -106,6 +106,20 @@ impl Kernel {
         })
     }
 
+    /// Whether it was built with an option (`HOTPLUG_PCI_ACPI`), into itself or as a module. A kernel that came without its configuration
+    /// counts as built with everything.
+    #[must_use]
+    pub fn is_built_with(&self, option: &str) -> bool {
+        let config = self.vmlinux.with_file_name("config");
+        fs::read_to_string(config).map_or(true, |text| {
+            text.lines().any(|line| {
+                line.strip_prefix("CONFIG_")
+                    .and_then(|line| line.strip_prefix(option))
+                    .is_some_and(|value| value == "=y" || value == "=m")
+            })
+        })
+    }
+
     /// A kernel without files.
     #[cfg(test)]
     pub(crate) fn named_for_tests(name: &str, release: &str) -> Self {
@@ -177,5 +191,16 @@ mod tests {
             kernel.has_module("nvme_tcp") && kernel.has_module("nvme-tcp") && kernel.has_module("virtio_pci")
         );
         assert!(!kernel.has_module("crc") && !kernel.has_module("nvme"));
+        assert!(kernel.is_built_with("SMP"));
+        let config = cache.path().join("kernels/debian-6.12/config");
+        fs::write(
+            config,
+            "CONFIG_SMP=y\nCONFIG_SMP_SIZE=4\n# CONFIG_NUMA is not set\nCONFIG_NVME=m\n",
+        )
+        .unwrap();
+        assert!(kernel.is_built_with("SMP") && kernel.is_built_with("NVME"));
+        assert!(
+            !kernel.is_built_with("NUMA") && !kernel.is_built_with("SM") && !kernel.is_built_with("SMP_SIZE")
+        );
     }
 }

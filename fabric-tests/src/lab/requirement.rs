@@ -44,6 +44,8 @@ pub enum Requirement {
     Module(&'static str),
     /// A program of this machine, which is the guests' too.
     Tool(&'static str),
+    /// Something that the guest's kernel was built with (`HOTPLUG_PCI_ACPI`) and that is no module.
+    Config(&'static str),
 }
 
 impl Requirement {
@@ -61,7 +63,8 @@ impl Requirement {
         (Self::RdmaNic, "RdmaNic"),
     ];
 
-    /// Whether a name, as it is displayed, is that of a requirement: `Gpu`, `Module(siw)`, `Tool(fio)`.
+    /// Whether a name, as it is displayed, is that of a requirement: `Gpu`, `Module(siw)`, `Tool(fio)`,
+    /// `Config(HOTPLUG_PCI_ACPI)`.
     #[must_use]
     pub fn is_name(name: &str) -> bool {
         let of = |kind: &str| {
@@ -69,7 +72,8 @@ impl Requirement {
                 .and_then(|rest| rest.strip_prefix('(')?.strip_suffix(')'))
                 .is_some_and(|inner| !inner.is_empty())
         };
-        Self::NAMES.iter().any(|(_, known)| *known == name) || of("Module") || of("Tool")
+        Self::NAMES.iter().any(|(_, known)| *known == name)
+            || ["Module", "Tool", "Config"].into_iter().any(of)
     }
 
     /// Why it is not there, or `None` if it is. Without a kernel, what a guest would need counts as there: the test has none.
@@ -100,6 +104,11 @@ impl Requirement {
             Self::RdmaNic => (!machine.rdma_nic).then(|| "this machine has no RDMA network card".to_owned()),
             Self::Module(name) => module(name),
             Self::Tool(name) => tool(name),
+            Self::Config(option) => {
+                let kernel = kernel?;
+                (!kernel.is_built_with(option))
+                    .then(|| format!("Linux {} was built without {option}", kernel.release))
+            }
         }
     }
 }
@@ -109,6 +118,7 @@ impl fmt::Display for Requirement {
         match self {
             Self::Module(name) => write!(f, "Module({name})"),
             Self::Tool(name) => write!(f, "Tool({name})"),
+            Self::Config(option) => write!(f, "Config({option})"),
             other => {
                 let known = Self::NAMES.iter().find(|(requirement, _)| requirement == other);
                 f.pad(known.map_or("", |(_, name)| name))
@@ -211,6 +221,9 @@ mod tests {
         }
         assert!(Requirement::is_name(&Requirement::Module("siw").to_string()));
         assert!(Requirement::is_name("Tool(fio)"));
+        assert!(Requirement::is_name(
+            &Requirement::Config("HOTPLUG_PCI_ACPI").to_string()
+        ));
         for wrong in ["", "gpu", "Module", "Module()", "Tool(fio", "LinuxHosts"] {
             assert!(!Requirement::is_name(wrong), "{wrong}");
         }

@@ -36,6 +36,8 @@ pub const QEMU: &str = "qemu-system-x86_64";
 const BOOT: Duration = Duration::from_secs(150);
 /// How long a step may take that does not say otherwise.
 const STEP: Duration = Duration::from_secs(60);
+/// How long a guest may take to let go of a drive: what uses it there has to, first.
+const UNPLUG: Duration = Duration::from_secs(120);
 /// How long a shutdown may take.
 const SHUTDOWN: Duration = Duration::from_secs(60);
 
@@ -401,7 +403,9 @@ impl Vm {
     pub fn unplug_drive(&self, drive: usize) -> Result<(), Failure> {
         let id = format!("drive{drive}");
         self.qmp("device_del", &json!({ "id": id }))?;
-        self.monitor().event("DEVICE_DELETED", STEP).map(drop)
+        self.monitor()
+            .event("DEVICE_DELETED", UNPLUG.mul_f64(patience()))
+            .map(drop)
     }
 
     /// Executes a QEMU command; `Null` for no arguments.
