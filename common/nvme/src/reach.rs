@@ -305,15 +305,15 @@ impl Reach {
         let (segment, start) = self.lists.block(list).ok_or(NvmeError::TooLong { len, max: 0 })?;
         let words = segment.region().words().unwrap_or(&[]);
         let words = words.get(segment.start() / 8..).unwrap_or(&[]);
+        let count = usize::try_from(more).unwrap_or(0);
         let mut entry = base;
-        let mut words = words.iter();
-        for word in words.by_ref().take(usize::try_from(more).unwrap_or(0)) {
+        for word in words.get(..count).unwrap_or(&[]) {
             entry += self.page;
             word.store(entry.to_le(), Ordering::Relaxed);
         }
         // A controller that transfers more than the command's data finds no page of an earlier command.
         if more < self.page / 8
-            && let Some(word) = words.next()
+            && let Some(word) = words.get(count)
         {
             word.store(0, Ordering::Relaxed);
         }
