@@ -1,5 +1,13 @@
 //! Commands and data of every shape, on a controller that behaves.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::allow_attributes,
+    reason = "tests fail by panics, and draw small numbers from large ones"
+)]
+
 mod support;
 
 use homi_nvme::{Interrupts, Options, QueueOptions, Refusal, SglUse};

@@ -1,5 +1,13 @@
 //! A controller's life: failures and their recovery, one at a time; namespaces, memory buffer, virtual functions.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::allow_attributes,
+    reason = "tests fail by panics, and draw small numbers from large ones"
+)]
+
 mod support;
 
 use std::sync::Arc;

@@ -5,6 +5,14 @@
 //!
 //! `HOMI_SCHEDULES` says how many are run (10 000 by default), `HOMI_SCHEDULE_SEED` runs one.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::allow_attributes,
+    reason = "tests fail by panics, and draw small numbers from large ones"
+)]
+
 mod support;
 
 use std::collections::BTreeMap;
