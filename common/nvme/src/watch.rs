@@ -37,7 +37,9 @@ impl Watch {
                     let (pause, vector) = match weak.upgrade() {
                         Some(inner) => {
                             let mut life = inner.lock();
-                            (inner.service(&mut life), life.admin_vector())
+                            let pause = inner.service(&mut life);
+                            // Nobody takes the interrupts of a controller that is not ready: they would wake for ever.
+                            (pause, life.admin_vector().filter(|_| life.ready().is_ok()))
                         }
                         None => return,
                     };
