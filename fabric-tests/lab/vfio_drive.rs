@@ -274,7 +274,9 @@ fn functions(lab: &Lab, way: &str) -> Result<(), Failure> {
     line(&said, "both: 50 rounds")?;
     line(&said, "one: functions")?;
     guest
-        .sh("echo 0 >/sys/bus/pci/devices/$(pci_address functions)/sriov_numvfs")
+        .sh("echo 0 >/sys/bus/pci/devices/$(pci_address functions)/sriov_numvfs &
+             writer=$!; ended() { ! kill -0 $writer; }
+             (until_true 40 ended) || { cat /proc/$writer/stack >&2; grep -l '^State:.D' /proc/[0-9]*/status | while read -r f; do cat ${f%status}{comm,stack}; done >&2; exit 1; }")
         .map(drop)
 }
 
