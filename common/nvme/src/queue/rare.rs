@@ -192,9 +192,11 @@ impl IoQueue {
     /// Lets go of the mapping of memory that nobody mapped with [`Controller::map`](crate::Controller::map). If commands in flight use it, it goes
     /// with the last of them.
     pub fn forget(&mut self, region: &Region) {
+        self.reach.table.set_next(self.serial + 1);
         self.reach
             .table
             .forget(region.host_address() as usize, region.len());
+        self.let_go();
     }
 
     /// Takes a command that is not to be executed, for reasons of who issues on somebody's behalf: it completes with `status`, and the
