@@ -29,7 +29,7 @@ const DRIVE: Guest = Guest {
 const OF_THE_DRIVE: Test = Test {
     transport: Transport::Pcie,
     peer: Peer::Drive,
-    kernels: Kernels::Every,
+    kernels: Kernels::Default,
     guests: &[DRIVE],
     limit: Duration::from_secs(240),
     ..Test::DEFAULT
@@ -39,6 +39,7 @@ const OF_THE_DRIVE: Test = Test {
 pub const TESTS: &[Test] = &[
     Test {
         name: "commands_pass_through_the_kernels_driver",
+        kernels: Kernels::Every,
         feature: "passthrough: every command and status of a drive behind the kernel's driver",
         run: commands,
         ..OF_THE_DRIVE

@@ -63,7 +63,6 @@ pub const TESTS: &[Test] = &[
         feature: "a drive of the target's own: ext4 over TCP, and the kernel's driver finds it again",
         transport: Transport::Tcp,
         needs: &[Requirement::Vfio, Requirement::LinuxHost],
-        kernels: Kernels::Every,
         run: |lab| file_system(lab, "tcp"),
         ..CHAIN
     },

@@ -41,7 +41,7 @@ const NO_IOMMU: Guest = Guest {
 const VFIO: Test = Test {
     transport: Transport::Pcie,
     peer: Peer::Drive,
-    kernels: Kernels::Every,
+    kernels: Kernels::Default,
     needs: &[Requirement::Vfio],
     guests: &[DRIVES],
     limit: Duration::from_secs(240),
@@ -59,6 +59,7 @@ pub(crate) const UNPLUG: &[Requirement] = &[Requirement::Vfio, Requirement::Conf
 pub const TESTS: &[Test] = &[
     Test {
         name: "groups",
+        kernels: Kernels::Every,
         feature: "VFIO groups: registers, DMA, MSI-X, reset",
         run: |lab| seam(lab, "groups"),
         ..VFIO
@@ -72,6 +73,7 @@ pub const TESTS: &[Test] = &[
     },
     Test {
         name: "peers_by_groups",
+        kernels: Kernels::Every,
         needs: &[Requirement::Vfio, Requirement::NvmeCmb],
         feature: "one drive reads into another's memory buffer",
         run: |lab| peers(lab, "groups"),
@@ -119,7 +121,6 @@ pub const TESTS: &[Test] = &[
     },
     Test {
         name: "users_without_privileges",
-        kernels: Kernels::Default,
         run: user,
         ..VFIO
     },

@@ -42,7 +42,7 @@ const DRIVES: Guest = Guest {
 const NVME: Test = Test {
     transport: Transport::Pcie,
     peer: Peer::Drive,
-    kernels: Kernels::Every,
+    kernels: Kernels::Default,
     needs: &[Requirement::Vfio],
     guests: &[DRIVES],
     limit: Duration::from_secs(300),
@@ -53,6 +53,7 @@ const NVME: Test = Test {
 pub const TESTS: &[Test] = &[
     Test {
         name: "verified_io",
+        kernels: Kernels::Every,
         feature: "user-space driver: verified I/O on several namespaces",
         run: |lab| io(lab, "several", "--way groups"),
         ..NVME
