@@ -25,7 +25,7 @@ pub struct Unsupported {
 #[non_exhaustive]
 pub enum PciError {
     /// The function is no longer there.
-    #[error("pci function {function} was removed")]
+    #[error("there is no pci function {function}, or not any more: `scripts/bind-vfio --show` lists drives")]
     Removed {
         /// Which.
         function: String,
