@@ -76,6 +76,15 @@ pub const TESTS: &[Test] = &[
         ..CHAIN
     },
     Test {
+        name: "drive_removed_under_the_target",
+        feature: "a drive of the target's own is taken away under I/O, others go on",
+        transport: Transport::Tcp,
+        peer: Peer::Own,
+        needs: &[Requirement::Vfio],
+        run: removed,
+        ..CHAIN
+    },
+    Test {
         name: "by_uri",
         feature: "nvme+pci: identify, verified I/O, copy",
         transport: Transport::Pcie,
@@ -177,6 +186,44 @@ fn verified(lab: &Lab) -> Result<(), Failure> {
     );
     target.stop()?;
     returned(guest, "chain", &drive)
+}
+
+fn removed(lab: &Lab) -> Result<(), Failure> {
+    let guest = lab.guest(0)?;
+    let drive = taken(guest, "chain")?;
+    let target = guest.target(&config(&listener("tcp", "127.0.0.1:4420"), &drive))?;
+    let place = |nsid| format!("nvme+tcp://127.0.0.1:4420/{NQN}?nsid={nsid}");
+    let job = guest.spawn(
+        Duration::from_secs(100),
+        &format!(
+            "exec homi bench '{}' --rw randrw --bs 4k --iodepth 8 --size 16M --time 60s --quiet",
+            place(1)
+        ),
+    )?;
+    bench(guest, &place(2), "--rw randrw --bs 4k --ios 50 --size 16M")?;
+    // The target gives it up by itself: as long as it does not, the kernel waits with the removal.
+    guest.sh(&format!(
+        "timeout 30 sh -c 'echo 1 >/sys/bus/pci/devices/{drive}/remove'"
+    ))?;
+    guest.sh(&format!("[ ! -e /sys/bus/pci/devices/{drive} ]"))?;
+    let output = job.try_wait(Duration::from_secs(90))?;
+    ensure!(
+        output.code != 0,
+        "the benchmark says that all went well: {}",
+        output.stdout
+    );
+    // Its neighbour in memory is there.
+    bench(guest, &place(3), "--rw randrw --bs 4k --ios 50 --size 8M")?;
+    ensure!(
+        !target.log().contains("panicked"),
+        "the target says: {}",
+        target.log()
+    );
+    target.stop()?;
+    // It comes back for the kernel.
+    guest
+        .sh("echo 1 >/sys/bus/pci/rescan; until_true 30 drive_block chain 1")
+        .map(drop)
 }
 
 fn by_uri(lab: &Lab) -> Result<(), Failure> {

@@ -135,6 +135,8 @@ impl Inner {
         life.stopped_by = Cause::Removed.to_string();
         life.state = State::Removed;
         self.stop(life, &Cause::Removed);
+        // Whoever takes it away waits until nobody has it, which handles of the controller must not make take for ever.
+        self.function.give_up();
     }
 
     /// Looks at the controller and processes admin completions.

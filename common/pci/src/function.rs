@@ -193,4 +193,9 @@ pub trait PciFunction: Send + Sync + fmt::Debug {
 
     /// A descriptor that becomes readable when the function is about to go or is gone: stop using it and drop it. `None` if nobody tells.
     fn removal(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Lets go of the function itself, although handles of it and of its registers exist: it is about to go, and whoever took it away waits
+    /// for that. Its driver has stopped using it. From then on it behaves as one that was removed; memory of its BARs loses its
+    /// contents. Where nobody waits, there is nothing to do.
+    fn give_up(&self) {}
 }

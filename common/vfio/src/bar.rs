@@ -6,11 +6,14 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use homi_pci::{Registers, Unsupported};
 use homi_queue::Region;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::uio::pwrite;
+use nix::unistd::ftruncate;
 
 use crate::device::{BarPlace, Device};
 use crate::mmio;
@@ -49,8 +52,11 @@ impl BarMap {
             .and_then(|at| i64::try_from(at).ok())
             .ok_or_else(|| io::Error::other("the bar is too far into the descriptor"))?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let mut maps = device.maps.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: a new mapping at an address that the kernel chooses: it replaces nothing.
         let base = unsafe { mmap(None, bytes, access, MapFlags::MAP_SHARED, device.fd(), at) }?;
+        maps.insert(base.as_ptr() as usize, bytes.get());
+        drop(maps);
         let map = Self {
             base,
             len: bytes.get(),
@@ -94,11 +100,40 @@ impl BarMap {
 
 impl Drop for BarMap {
     fn drop(&mut self) {
+        let mut maps = self.device.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        maps.remove(&(self.base.as_ptr() as usize));
         // SAFETY: made in `new` with this length and unmapped only here; regions and registers on it hold this value.
         if let Err(error) = unsafe { munmap(self.base, self.len) } {
             tracing::error!(%error, "a bar stays mapped");
         }
     }
+}
+
+/// Registers are fewer bytes than this.
+const MOST_REGISTERS: usize = 1 << 20;
+
+/// Replaces a mapping of a BAR, which nobody unmaps meanwhile, by memory: accesses that come then or later hurt nobody.
+pub(crate) fn replace(base: usize, len: usize) -> io::Result<()> {
+    let file = memfd_create(c"bar", MFdFlags::MFD_CLOEXEC)?;
+    let bytes = i64::try_from(len).map_err(io::Error::other)?;
+    ftruncate(&file, bytes)?;
+    if len <= MOST_REGISTERS {
+        let ones = vec![0xff; len];
+        let written = pwrite(&file, &ones, 0)?;
+        if written != len {
+            return Err(io::Error::other(format!("{written} of {len} bytes were written")));
+        }
+    }
+    let (at, size) = (NonZeroUsize::new(base), NonZeroUsize::new(len));
+    let (Some(at), Some(size)) = (at, size) else {
+        return Ok(());
+    };
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED;
+    // SAFETY: exactly a mapping that this crate made and that is still there, by the caller's promise; the new one is as long, can be read and
+    // written like it, and takes its place at once. Nothing refers to its bytes but registers and regions, which others may change any time.
+    unsafe { mmap(Some(at), size, access, flags, &file, 0) }?;
+    Ok(())
 }
 
 impl fmt::Debug for BarMap {
@@ -189,6 +224,37 @@ impl Registers for BarRegisters {
             // SAFETY: as for reading.
             Some(register) => unsafe { mmio::write32(register, value) },
             None => self.write_slowly(at, value),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapping_is_replaced_where_it_is() {
+        let file = memfd_create(c"device", MFdFlags::MFD_CLOEXEC).unwrap();
+        for (len, after) in [(8192, u32::MAX), (MOST_REGISTERS + 4096, 0)] {
+            ftruncate(&file, i64::try_from(len).unwrap()).unwrap();
+            let size = NonZeroUsize::new(len).unwrap();
+            let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+            // SAFETY: a new mapping where the kernel likes.
+            let base = unsafe { mmap(None, size, access, MapFlags::MAP_SHARED, &file, 0) }.unwrap();
+            let last: *mut u32 = base.as_ptr().cast::<u8>().wrapping_add(len - 4).cast();
+            // SAFETY: the last four bytes of the mapping.
+            unsafe { last.write_volatile(7) };
+            replace(base.as_ptr() as usize, len).unwrap();
+            // SAFETY: as above; the mapping was replaced by one that is as long.
+            assert_eq!(unsafe { last.read_volatile() }, after);
+            // SAFETY: as above.
+            unsafe { last.write_volatile(9) };
+            let mut bytes = [0; 4];
+            let at = i64::try_from(len - 4).unwrap();
+            nix::sys::uio::pread(&file, &mut bytes, at).unwrap();
+            assert_eq!(u32::from_le_bytes(bytes), 7, "the device is reached no more");
+            // SAFETY: the mapping is used no more.
+            unsafe { munmap(base, len) }.unwrap();
         }
     }
 }

@@ -1,12 +1,16 @@
 //! [`Device`]: an open VFIO device and what the kernel does for it.
 
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use homi_pci::{PciError, PciIdentity, Unsupported};
 use nix::sys::uio::{pread, pwrite};
 
+use crate::bar;
 use crate::domain::Membership;
 use crate::uapi::{
     self, DeviceInfo, FeatureDmaBuf, FeatureVfToken, IrqInfo, IrqSet, MOST_VECTORS, RegionInfo, call, own,
@@ -31,6 +35,10 @@ pub(crate) struct Device {
     config: u64,
     /// Held between reading and writing the command register.
     command: Mutex<()>,
+    /// Nothing is left of it here but its name.
+    given_up: AtomicBool,
+    /// Mapped parts of its BARs: address and length.
+    pub(crate) maps: Mutex<BTreeMap<usize, usize>>,
     // Closed before the device leaves its group, which is what fields are dropped in order for.
     fd: OwnedFd,
     member: Membership,
@@ -67,6 +75,8 @@ impl Device {
             flags: info.flags,
             config: config.offset,
             command: Mutex::default(),
+            given_up: AtomicBool::new(false),
+            maps: Mutex::default(),
             name,
             fd,
             member,
@@ -93,7 +103,36 @@ impl Device {
         system(&self.name, doing, source)
     }
 
+    /// An error if it was given up.
+    fn here(&self) -> io::Result<()> {
+        if self.given_up.load(Ordering::Acquire) {
+            return Err(io::Error::from_raw_os_error(libc::ENODEV));
+        }
+        Ok(())
+    }
+
+    /// Closes the device, although there are handles of it and mappings of its BARs: their descriptor leads nowhere afterwards, and the mappings
+    /// are replaced by memory of the same length, all ones where they are as short as registers are.
+    pub(crate) fn give_up(&self) -> io::Result<()> {
+        if self.given_up.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        // Held until all is done: what is unmapped meanwhile may be mapped by somebody else.
+        let maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        for (base, len) in &*maps {
+            bar::replace(*base, *len)?;
+        }
+        let nothing = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+        // SAFETY: the descriptor's number stays open and this value's own; what it refers to is exchanged at once.
+        let code = unsafe { libc::dup3(nothing.as_raw_fd(), self.fd.as_raw_fd(), libc::O_CLOEXEC) };
+        if code < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
     pub(crate) fn read(&self, at: u64, to: &mut [u8]) -> io::Result<()> {
+        self.here()?;
         let at = i64::try_from(at).map_err(io::Error::other)?;
         match pread(&self.fd, to, at)? {
             read if read == to.len() => Ok(()),
@@ -105,6 +144,7 @@ impl Device {
     }
 
     pub(crate) fn write(&self, at: u64, from: &[u8]) -> io::Result<()> {
+        self.here()?;
         let at = i64::try_from(at).map_err(io::Error::other)?;
         match pwrite(&self.fd, from, at)? {
             written if written == from.len() => Ok(()),
@@ -212,6 +252,7 @@ impl Device {
 
     /// Ties the first interrupts of a kind to event descriptors; none unties all.
     pub(crate) fn tie(&self, index: u32, events: &[RawFd]) -> io::Result<()> {
+        self.here()?;
         let mut message = IrqSet {
             argsz: IrqSet::HEAD,
             flags: IrqSet::TRIGGER | IrqSet::DATA_NONE,
@@ -244,6 +285,8 @@ impl Device {
             }
             .into());
         }
+        self.here()
+            .map_err(|error| self.error("resetting the function", error))?;
         uapi::reset(self.fd()).map_err(|error| self.error("resetting the function", error))
     }
 

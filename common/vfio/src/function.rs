@@ -195,6 +195,12 @@ impl PciFunction for VfioFunction {
     fn removal(&self) -> Option<BorrowedFd<'_>> {
         self.removal.as_ref().map(AsFd::as_fd)
     }
+
+    fn give_up(&self) {
+        if let Err(error) = self.device.give_up() {
+            tracing::error!(%error, function = self.name(), "the function cannot go before this program lets go of it");
+        }
+    }
 }
 
 impl Drop for VfioFunction {
