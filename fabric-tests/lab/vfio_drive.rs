@@ -380,8 +380,8 @@ fn user(lab: &Lab) -> Result<(), Failure> {
     let drive = taken(guest, "plain")?;
     let as_nobody = |limit: &str, command: &str| {
         guest.try_sh(&format!(
-            "cp $(command -v lab-vfio) /run/lab/work/; chmod 755 /run/lab/work/lab-vfio
-             prlimit --memlock={limit} setpriv --reuid 65534 --regid 65534 --clear-groups /run/lab/work/lab-vfio {command} --way groups {drive}"
+            "cp $(command -v lab-vfio) .; chmod 755 lab-vfio
+             prlimit --memlock={limit} setpriv --reuid 65534 --regid 65534 --clear-groups ./lab-vfio {command} --way groups {drive}"
         ))
     };
     let refused = as_nobody("unlimited", "refused")?;

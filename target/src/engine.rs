@@ -318,11 +318,32 @@ impl Core {
             });
         }
         if let Some(Some(executor)) = self.executors.get_mut(index) {
+            if executor.lost {
+                return self.start_again(route, index, command, data);
+            }
             if !executor.is_busy() {
                 self.busy.push(index);
             }
             executor.start(route, command, data);
         }
+    }
+
+    /// Starts a command at an executor whose queue was lost: on another queue, unless that would wait for a drive that is being reset.
+    #[cold]
+    fn start_again(&mut self, route: ExecutorRoute, index: usize, command: Command, data: Data) {
+        let place = self.executors.get_mut(index);
+        if let Some(place) = place
+            && place.as_ref().is_some_and(|executor| executor.may_go())
+        {
+            *place = None;
+            self.gone.push(index);
+            return self.start(route, index as u64, command, data);
+        }
+        self.finished.push(Finished {
+            route,
+            completion: Completion::failed(Status::NAMESPACE_NOT_READY),
+            data,
+        });
     }
 
     #[cold]
@@ -378,7 +399,7 @@ impl Core {
                 index += 1;
                 continue;
             }
-            let retired = executor.retired || executor.lost;
+            let retired = executor.retired;
             self.busy.swap_remove(index);
             if retired && let Some(place) = self.executors.get_mut(handle) {
                 *place = None;

@@ -97,6 +97,14 @@ impl Executor {
         Ok(())
     }
 
+    /// Whether it can be dropped without waiting for somebody: a drive's queue waits for a controller that is being reset.
+    pub(crate) fn may_go(&self) -> bool {
+        match &self.queue {
+            LocalQueue::Drive(queue) => queue.drive().controller().try_state().is_some(),
+            LocalQueue::Ram(_) | LocalQueue::File(_) | LocalQueue::Passthrough(_) => true,
+        }
+    }
+
     /// Memory is about to go: whatever the executor keeps registered of it goes too.
     #[cold]
     pub(crate) fn forget(&mut self, region: &Region) {
