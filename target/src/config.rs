@@ -144,7 +144,8 @@ pub struct NodeSection {
     pub max_transfer: Size,
     /// Largest write that a host may send inside its capsule over TCP: 0, or 4 KiB to 64 KiB in steps of 16 B.
     pub in_capsule: Size,
-    /// How long a busy shard keeps polling after its last event before it sleeps, in microseconds; 0 sleeps at once.
+    /// How long a busy shard keeps polling after its last event before it sleeps, in microseconds; 0 sleeps at once. A shard sleeps at once too
+    /// while what comes next keeps coming later than that.
     pub poll_us: u64,
     /// Which TCP congestion control bounds what is sent: `"auto"` (the system's choice, but `cubic` where that is `bbr`),
     /// `"system"`, or the name of one that the kernel has, such as `"dctcp"`.

@@ -1,6 +1,6 @@
 //! A shard: one thread with a reactor and an engine, and a driver for RDMA. Nothing it uses on the data path is shared.
 //!
-//! It polls while there is work and for a little longer, then sleeps in the kernel until a socket, an executor or
+//! It polls while there is work and, where that pays, for a little longer, then sleeps in the kernel until a socket, an executor or
 //! another thread has something for it.
 
 use std::cmp::Reverse;
@@ -306,6 +306,7 @@ pub(crate) struct Shard {
     deadlines: BinaryHeap<Reverse<(Instant, u64)>>,
     spare: Vec<GatherList>,
     heard: Heard,
+    patience: Patience,
     /// Set when the shard is to end: when whatever is left is closed by force.
     stopping: Option<Instant>,
 }
@@ -324,6 +325,42 @@ struct Heard {
     mail: bool,
 }
 
+/// How long a shard polls before it sleeps: not at all while what comes next keeps coming later than it would be polled for. Polling then
+/// only takes processor time from whoever is to send it.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    most: Duration,
+    last_event: Instant,
+    /// Waits in a row that were longer.
+    in_vain: u32,
+}
+
+impl Patience {
+    /// Such waits after which no more is polled, until one is shorter.
+    const LESSONS: u32 = 4;
+
+    fn new(most: Duration, now: Instant) -> Self {
+        Self {
+            most,
+            last_event: now,
+            in_vain: 0,
+        }
+    }
+
+    fn polls(&self, now: Instant) -> bool {
+        self.in_vain < Self::LESSONS && now.saturating_since(self.last_event) < self.most
+    }
+
+    /// A sleep was ended by an event.
+    fn woken(&mut self, now: Instant) {
+        self.in_vain = if now.saturating_since(self.last_event) < self.most {
+            0
+        } else {
+            (self.in_vain + 1).min(Self::LESSONS)
+        };
+    }
+}
+
 impl Shard {
     /// Sets a shard up on the calling thread, which has to be the one that runs it.
     pub(crate) fn new(
@@ -336,6 +373,7 @@ impl Shard {
         mailbox.set_waker(reactor.waker());
         let engine = Engine::new(shared, options.engine.clone());
         let rdma = Driver::new(&options.config, options.engine.shard);
+        let patience = Patience::new(options.poll, clock.now());
         Ok(Self {
             reactor,
             engine,
@@ -348,6 +386,7 @@ impl Shard {
             deadlines: BinaryHeap::new(),
             spare: Vec::new(),
             heard: Heard::default(),
+            patience,
             stopping: None,
         })
     }
@@ -358,11 +397,11 @@ impl Shard {
 
     /// Runs until told to stop and every connection is closed.
     pub(crate) fn run(mut self) -> Result<(), ReactorError> {
-        let mut last_event = self.clock.now();
+        self.patience.last_event = self.clock.now();
         loop {
-            let wait = self.wait(last_event);
+            let wait = self.wait();
             if self.turn(wait)? {
-                last_event = self.clock.now();
+                self.patience.last_event = self.clock.now();
             }
             if self.stopping.is_some() && (self.close_idle() || self.is_overdue()) {
                 return Ok(());
@@ -371,9 +410,9 @@ impl Shard {
     }
 
     /// How the next turn waits: not at all while there was something lately, else until the next deadline.
-    fn wait(&mut self, last_event: Instant) -> Wait {
+    fn wait(&mut self) -> Wait {
         let now = self.clock.now();
-        if now.saturating_since(last_event) < self.options.poll {
+        if self.patience.polls(now) {
             return Wait::Poll;
         }
         let Self {
@@ -456,6 +495,9 @@ impl Shard {
             Event::Woken => heard.mail = true,
             Event::Accepted { .. } | Event::AcceptFailed { .. } => {}
         })?;
+        if events > 0 && matches!(wait, Wait::Sleep(_)) {
+            self.patience.woken(self.clock.now());
+        }
         let executing = self.engine.is_executing();
         if events == 0 && !executing && self.deadlines.is_empty() && self.rdma.is_idle() {
             return Ok(false);
@@ -783,4 +825,26 @@ fn watch(
     };
     reactor.watch(key);
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn polling_ends_where_it_finds_nothing_and_comes_back_where_it_would() {
+        let at = |micros: u64| Instant::from_nanoseconds(micros * 1000);
+        let mut patience = Patience::new(Duration::from_micros(50), at(0));
+        for turn in 0..Patience::LESSONS {
+            assert!(patience.polls(at(40)), "after {turn} waits");
+            assert!(!patience.polls(at(60)));
+            patience.woken(at(300));
+        }
+        assert!(!patience.polls(at(1)));
+        // One long wait more changes nothing, one short one does.
+        patience.woken(at(300));
+        assert!(!patience.polls(at(1)));
+        patience.woken(at(30));
+        assert!(patience.polls(at(1)));
+    }
 }

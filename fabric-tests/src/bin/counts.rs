@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 use fabric_tests::counts::allocations::Counting;
 use fabric_tests::counts::fraction::{self, CASES, TargetProcess};
+use fabric_tests::counts::steady::Carrier;
 use fabric_tests::counts::table::{Setting, Table};
 use fabric_tests::counts::{Case, End, Failure, LARGE, SMALL, instructions, steady};
 
@@ -31,6 +33,10 @@ struct Counts {
     /// How long each of them runs in a round, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 0.4)]
     seconds: f64,
+    /// Count over RDMA instead, with both ends at this address of an RDMA device: allocations, copies, work requests, doorbells, completions
+    /// and registrations, and nothing else.
+    #[arg(long, value_name = "ADDRESS")]
+    rdma: Option<IpAddr>,
     /// Leave out instructions, which take callgrind a minute.
     #[arg(long)]
     no_instructions: bool,
@@ -70,8 +76,9 @@ impl Counts {
             ..Table::default()
         };
         let cores = fraction::cores()?;
+        let carrier = self.rdma.map_or(Carrier::Tcp, Carrier::Rdma);
         {
-            let service = steady::target()?;
+            let service = steady::target(carrier)?;
             table.setting.backend = format!("{:?}", service.backend());
             for case in STEADY {
                 // A thirty-second of a large I/O takes as long as a small one.
@@ -81,13 +88,18 @@ impl Counts {
                     self.ios / 10
                 };
                 note(&format!("allocations, copies and system calls: {case}"));
-                table
-                    .costs
-                    .push(steady::measure(&service, case, ios, cores.map(|(_, core)| core))?);
+                table.costs.push(steady::measure(
+                    &service,
+                    carrier,
+                    case,
+                    ios,
+                    cores.map(|(_, core)| core),
+                )?);
             }
         }
         for end in End::BOTH {
             let count = match instructions::missing() {
+                _ if self.rdma.is_some() => Err("they are counted over TCP alone".to_owned()),
                 _ if self.no_instructions => Err("they were left out (--no-instructions)".to_owned()),
                 Some(reason) => Err(reason),
                 None => {
@@ -97,7 +109,7 @@ impl Counts {
             };
             table.instructions.push((end, count));
         }
-        if self.rounds > 0 {
+        if self.rounds > 0 && self.rdma.is_none() {
             table.fractions = Some(self.fractions(cores));
         }
         if self.json {

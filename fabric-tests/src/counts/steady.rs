@@ -1,6 +1,8 @@
 //! Both ends in one process, in steady state: what their own counters say about many I/Os after many others.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::thread;
+use std::time::Duration;
 
 use homi_initiator::{FabricQueue, Initiator, QueueOptions, Uri};
 use homi_queue::{Command, Completed, Data, Queue, Region};
@@ -29,6 +31,47 @@ pub struct Cost {
     pub syscalls: f64,
     /// Those among them that found nothing to do: the price of polling a socket.
     pub empty_syscalls: f64,
+    /// What it asked of an RDMA device, over RDMA.
+    pub verbs: Option<Verbs>,
+}
+
+/// What an I/O asks of an RDMA device.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Verbs {
+    /// Work requests, receives included.
+    pub work_requests: f64,
+    /// Lists of them.
+    pub doorbells: f64,
+    /// Completions of work requests.
+    pub completions: f64,
+    /// Registrations of memory.
+    pub registrations: f64,
+}
+
+/// What carries the commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    /// TCP over loopback.
+    Tcp,
+    /// RDMA between this address and itself; it has to be an RDMA device's.
+    Rdma(IpAddr),
+}
+
+impl Carrier {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Rdma(_) => "rdma",
+        }
+    }
+
+    /// Where a target of its own listens. RDMA's ports are chosen by whoever listens.
+    fn address(self) -> SocketAddr {
+        match self {
+            Self::Tcp => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
+            Self::Rdma(address) => SocketAddr::new(address, 4420),
+        }
+    }
 }
 
 /// What one case costs both ends.
@@ -60,10 +103,12 @@ impl Costs {
 ///
 /// # Errors
 /// Whatever the service says.
-pub fn target() -> Result<Service, Failure> {
+pub fn target(carrier: Carrier) -> Result<Service, Failure> {
     let text = format!(
-        "[node]\nshards = 1\npin = true\n[[listener]]\naddress = \"127.0.0.1:0\"\n[[subsystem]]\nnqn = \"{NQN}\"\n\
-         allow_any_host = true\nnamespace = [{{ nsid = 1, ram = {NAMESPACE} }}]\n"
+        "[node]\nshards = 1\npin = true\n[[listener]]\ntransport = \"{}\"\naddress = \"{}\"\n[[subsystem]]\nnqn = \"{NQN}\"\n\
+         allow_any_host = true\nnamespace = [{{ nsid = 1, ram = {NAMESPACE} }}]\n",
+        carrier.name(),
+        carrier.address()
     );
     let config: Config = toml::from_str(&text)?;
     Ok(Service::start(&config)?)
@@ -144,14 +189,27 @@ fn shard(service: &Service) -> Result<ShardCounters, Failure> {
 ///
 /// # Errors
 /// Whatever either end says.
-pub fn measure(service: &Service, case: Case, ios: u64, core: Option<usize>) -> Result<Costs, Failure> {
-    let address = *service.addresses().first().ok_or("the target does not listen")?;
-    let uri: Uri = format!("nvme+tcp://{address}/{NQN}").parse()?;
+pub fn measure(
+    service: &Service,
+    carrier: Carrier,
+    case: Case,
+    ios: u64,
+    core: Option<usize>,
+) -> Result<Costs, Failure> {
+    let address = match carrier {
+        Carrier::Tcp => *service.addresses().first().ok_or("the target does not listen")?,
+        Carrier::Rdma(_) => carrier.address(),
+    };
+    let uri: Uri = format!("nvme+{}://{address}/{NQN}", carrier.name()).parse()?;
     let work = || -> Result<Costs, Failure> {
         if let Some(core) = core {
             socket::pin_current_thread(core)?;
         }
-        let controller = Initiator::new()?.connect(&uri)?;
+        // What speaks RDMA may be an emulated machine.
+        let controller = Initiator::builder()
+            .connect_timeout(Duration::from_secs(30))
+            .build()?
+            .connect(&uri)?;
         let queue = controller.queue(QueueOptions::depth(case.depth))?;
         let mut io = Loop::new(queue, case)?;
         io.run(ios / 2)?;
@@ -163,6 +221,16 @@ pub fn measure(service: &Service, case: Case, ios: u64, core: Option<usize>) -> 
         let after = (shard(service)?, io.queue.counters());
         let per = |after: u64, before: u64| ratio(after - before, ios);
         let payloads = |bytes: u64| ratio(bytes, ios * case.io_bytes as u64);
+        let verbs = |all: [(u64, u64); 4]| {
+            let [work_requests, doorbells, completions, registrations] =
+                all.map(|(after, before)| per(after, before));
+            (carrier != Carrier::Tcp).then_some(Verbs {
+                work_requests,
+                doorbells,
+                completions,
+                registrations,
+            })
+        };
         let counted = |watch: &Watch, count: u64| (watch.threads() > 0).then(|| ratio(count, ios));
         Ok(Costs {
             case,
@@ -172,12 +240,24 @@ pub fn measure(service: &Service, case: Case, ios: u64, core: Option<usize>) -> 
                 copies: payloads(after.0.bytes_copied - before.0.bytes_copied),
                 syscalls: per(after.0.syscalls, before.0.syscalls),
                 empty_syscalls: per(after.0.empty_receives, before.0.empty_receives),
+                verbs: verbs([
+                    (after.0.work_requests, before.0.work_requests),
+                    (after.0.doorbells, before.0.doorbells),
+                    (after.0.completions, before.0.completions),
+                    (after.0.registrations, before.0.registrations),
+                ]),
             },
             initiator: Cost {
                 allocations: counted(&initiator, allocations.1),
                 copies: payloads(after.1.bytes_copied - before.1.bytes_copied),
                 syscalls: per(after.1.system_calls(), before.1.system_calls()),
                 empty_syscalls: per(after.1.empty_receives, before.1.empty_receives),
+                verbs: verbs([
+                    (after.1.work_requests, before.1.work_requests),
+                    (after.1.doorbells, before.1.doorbells),
+                    (after.1.completions, before.1.completions),
+                    (after.1.registrations, before.1.registrations),
+                ]),
             },
         })
     };
@@ -198,7 +278,7 @@ mod tests {
 
     #[test]
     fn small_payload_is_copied_once_and_large_payload_is_not() {
-        let service = target().unwrap();
+        let service = target(Carrier::Tcp).unwrap();
         for (case, at_target, at_initiator) in [
             (Case::read(SMALL, 32), 0.0..=0.0, 0.9..=1.1),
             (Case::write(SMALL, 32), 0.9..=1.1, 0.0..=0.0),
@@ -206,7 +286,7 @@ mod tests {
             // What came with a header.
             (Case::write(LARGE, 8), 0.0..=0.02, 0.0..=0.0),
         ] {
-            let costs = measure(&service, case, 400, None).unwrap();
+            let costs = measure(&service, Carrier::Tcp, case, 400, None).unwrap();
             assert!(at_target.contains(&costs.target.copies), "{costs:?}");
             assert!(at_initiator.contains(&costs.initiator.copies), "{costs:?}");
             assert!(

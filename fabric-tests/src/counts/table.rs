@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::fraction::Fraction;
 use super::instructions::{self, Instructions};
-use super::steady::Costs;
+use super::steady::{Costs, Verbs};
 use super::{Case, End, SMALL};
 
 /// Everything that was measured.
@@ -91,6 +91,15 @@ impl Table {
         if end == End::Initiator {
             let empty = of_depth(&|costs| costs.of(end).empty_syscalls);
             object.insert("syscalls_per_io_that_found_nothing".to_owned(), empty);
+        }
+        let verbs = self.costs.iter().filter_map(|costs| {
+            let verbs = costs.of(end).verbs?;
+            let of = VERBS.map(|(name, of)| (name.replace(' ', "_"), json!(round(of(&verbs), 4))));
+            Some((costs.case.to_string(), Value::Object(of.into_iter().collect())))
+        });
+        let verbs: Map<String, Value> = verbs.collect();
+        if !verbs.is_empty() {
+            object.insert("verbs_per_io".to_owned(), verbs.into());
         }
         let instructions = match self.instructions(end) {
             Some(Ok(count)) => json!({ "read": round(count.read, 0), "write": round(count.write, 0) }),
@@ -213,6 +222,15 @@ impl Display for Table {
                 })?;
             }
         }
+        for costs in &self.costs {
+            for (name, of) in VERBS {
+                if costs.target.verbs.is_none() {
+                    continue;
+                }
+                let name = format!("{name}, {}, depth {}", spoken(&costs.case), costs.case.depth);
+                row(&name, &|end| shown(costs.of(end).verbs.as_ref().map(of), 3))?;
+            }
+        }
         for (name, of) in [
             (
                 "instructions, 4 KiB read",
@@ -257,6 +275,17 @@ impl Display for Table {
     }
 }
 
+/// A number of an RDMA device's work.
+type OfVerbs = fn(&Verbs) -> f64;
+
+/// What is shown of an RDMA device's work.
+const VERBS: [(&str, OfVerbs); 4] = [
+    ("work requests", |verbs| verbs.work_requests),
+    ("doorbells", |verbs| verbs.doorbells),
+    ("completions", |verbs| verbs.completions),
+    ("registrations", |verbs| verbs.registrations),
+];
+
 /// As in `4 KiB read`.
 fn spoken(case: &Case) -> String {
     format!(
@@ -278,6 +307,7 @@ mod tests {
             copies: 1.0,
             syscalls: 0.25,
             empty_syscalls: 0.5,
+            verbs: None,
         };
         let cases = [
             Case::read(SMALL, 1),

@@ -53,6 +53,8 @@ pub(super) struct Polled {
     pub(super) watched: Option<SocketKey>,
     /// It says when a completion comes.
     pub(super) armed: bool,
+    /// It did, and its event is not read yet.
+    pub(super) announced: bool,
 }
 
 impl Polled {
@@ -66,6 +68,7 @@ impl Polled {
             cq: CompletionQueue::new(device, options)?,
             watched: None,
             armed: false,
+            announced: false,
         })
     }
 }

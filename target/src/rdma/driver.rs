@@ -717,10 +717,7 @@ impl Driver {
         };
         let adapter = self.adapters.get_mut(queue / 2).and_then(Option::as_mut);
         if let Some(queue) = adapter.and_then(|adapter| which.of(adapter)) {
-            queue.armed = false;
-            if let Err(error) = queue.cq.disarm() {
-                tracing::warn!("cannot read the events of a completion queue: {error}");
-            }
+            (queue.armed, queue.announced) = (false, true);
         }
     }
 
@@ -873,6 +870,12 @@ fn fail(session: Key, reason: String, engine: &mut Engine, now: Instant) {
 }
 
 fn arm(queue: &mut Polled, reactor: &mut Reactor, token: u64) -> bool {
+    // Here and not where it woke the shard: commands are answered first.
+    if std::mem::take(&mut queue.announced)
+        && let Err(error) = queue.cq.disarm()
+    {
+        tracing::warn!("cannot read the events of a completion queue: {error}");
+    }
     if !queue.armed {
         if let Err(error) = queue.cq.arm() {
             tracing::warn!("cannot sleep until a completion comes, polling instead: {error}");
