@@ -12,6 +12,7 @@ use homi_fabric::host::{ControllerInfo, DiscoveryRecord, StepData};
 use homi_initiator::{
     Controller, ControllerEvent, ControllerStatus, FabricQueue, Initiator, QueueOptions, Uri,
 };
+use homi_local::Drives;
 use homi_queue::{Command, Completion, Data, Region};
 use homi_target::config::{Config, Events};
 use homi_target::{Service, ServiceError};
@@ -55,6 +56,15 @@ pub struct Network {
 }
 
 impl Network {
+    /// A service with drives of the caller's.
+    ///
+    /// # Errors
+    /// Those of [`Service::start_with`].
+    pub fn start_with(config: &Config, drives: Drives) -> Result<Self, ServiceError> {
+        watch_for_panics();
+        Service::start_with(config, drives).map(|service| Self { service })
+    }
+
     /// The service.
     #[must_use]
     pub fn service(&self) -> &Service {

@@ -43,6 +43,8 @@ pub(crate) struct Arena {
     blocks: Vec<Block>,
     /// The first free block of each class.
     free: Vec<u32>,
+    /// Regions that [`Arena::next_new`] has told of.
+    told: usize,
     /// Regions that there may be.
     most: usize,
     /// Bytes of the largest buffer.
@@ -63,11 +65,20 @@ impl Arena {
             order: Vec::new(),
             blocks: Vec::new(),
             free: vec![NONE; usize::from(class_of(region)) + 1],
+            told: 0,
             most: budget.div_ceil(region).max(1),
             largest,
             idle: 0,
             lent: 0,
         }
+    }
+
+    /// The next region that came since this was asked last.
+    #[inline]
+    pub(crate) fn next_new(&mut self) -> Option<&Region> {
+        let region = self.regions.get(self.told)?;
+        self.told += 1;
+        Some(region)
     }
 
     fn region_len(&self) -> usize {

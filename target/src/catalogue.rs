@@ -86,7 +86,7 @@ impl Drop for Opened {
 }
 
 /// The namespaces that are served now.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Catalogue {
     drives: Drives,
     namespaces: HashMap<Identity, Arc<Opened>>,
@@ -99,6 +99,14 @@ pub(crate) struct Prepared {
 }
 
 impl Catalogue {
+    /// Nothing is served yet.
+    pub(crate) fn new(drives: Drives) -> Self {
+        Self {
+            drives,
+            namespaces: HashMap::new(),
+        }
+    }
+
     /// Opens what is new and finds what is open already.
     pub(crate) fn prepare(
         &self,

@@ -17,14 +17,15 @@ use homi_fabric::controller::{
 use homi_fabric::rdma;
 use homi_fabric::tcp::{ControllerConnection, ControllerParams};
 use homi_fabric::time::Instant;
-use homi_local::{Backing, FileBackend};
-use homi_queue::{Command, Completion, Data, GatherList, Segment};
+use homi_local::{Backing, Drive, DriveQueue, Drives, FileBackend, QueueError, QueueUse, Reachable};
+use homi_queue::{Command, Completion, Data, GatherList, Region, Segment};
 use homi_spec::status::Status;
 
 use crate::arena::Arena;
 use crate::config::{Config, Events, Size};
-use crate::executors::{Executor, ExecutorRoute, Finished};
-use crate::pool::Pool;
+use crate::executors::{Executor, ExecutorRoute, Finished, Waiting};
+use crate::lanes::{Lane, Lanes};
+use crate::pool::{Change, Pool};
 use crate::session::{Closing, Link, Memory, Session};
 use crate::slab::{Key, Slab};
 
@@ -66,6 +67,13 @@ pub(crate) enum Request {
     Effect(Effect),
     /// The backing with this handle is gone.
     Retire(u64),
+    /// What became of a drive's queue that an executor waits for.
+    Opened {
+        /// Which executor.
+        executor: Key,
+        /// The queue.
+        outcome: Result<Box<DriveQueue>, QueueError>,
+    },
 }
 
 /// Delivers what the node wants done to the shard that has the connection.
@@ -79,11 +87,17 @@ pub(crate) trait Deliver: Send + Sync {
 pub(crate) struct Shared {
     pub(crate) node: Arc<Mutex<Node>>,
     pub(crate) backings: Arc<Backings>,
+    /// Drives that the target drives itself: they reach the memory of all shards.
+    pub(crate) drives: Drives,
     pub(crate) deliver: Arc<dyn Deliver>,
 }
 
 impl Shared {
-    pub(crate) fn new(config: &Config, deliver: Arc<dyn Deliver>) -> Result<Self, NodeConfigError> {
+    pub(crate) fn new(
+        config: &Config,
+        drives: Drives,
+        deliver: Arc<dyn Deliver>,
+    ) -> Result<Self, NodeConfigError> {
         let node = Node::new(NodeIdentity {
             max_queue_entries: u32::from(config.limits.queue_entries),
             // Checked to be at most 16 MiB.
@@ -93,6 +107,7 @@ impl Shared {
         Ok(Self {
             node: Arc::new(Mutex::new(node)),
             backings: Arc::default(),
+            drives,
             deliver,
         })
     }
@@ -184,6 +199,25 @@ pub(crate) struct Payload {
     pub(crate) bytes_landed: u64,
 }
 
+/// What has to go to a shared queue, since there is none of one's own left.
+pub(crate) struct Diverted {
+    /// Whose it is.
+    owner: Key,
+    /// Commands that waited, each with its backing's handle.
+    pub(crate) waiting: Vec<(u64, Waiting)>,
+    /// Handles of all namespaces concerned.
+    pub(crate) handles: Vec<u64>,
+}
+
+/// How remote queues came by queue pairs of drives.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct DriveQueues {
+    /// Remote queues that have one of their own now, counted for each drive.
+    pub(crate) own: u64,
+    /// Remote queues that share the shard's since none was left, likewise, since the start.
+    pub(crate) sharing: u64,
+}
+
 /// What sessions use of their engine.
 pub(crate) struct Core {
     shared: Shared,
@@ -196,12 +230,22 @@ pub(crate) struct Core {
     pub(crate) payload: Payload,
     /// Namespaces that were flushed because a host shut its controller down.
     pub(crate) flushed: u64,
-    /// By handle. Handles are small numbers.
-    executors: Vec<Option<Box<Executor>>>,
-    /// Handles of executors that are gone, whose descriptors the shard need not watch any more.
+    executors: Slab<Box<Executor>>,
+    /// By the backing's handle, which is a small number: the executor that all connections share. Those of drives are not here.
+    shared_executors: Vec<Option<Key>>,
+    /// Executors of drives that connections share.
+    shared_drives: Vec<Key>,
+    /// Places of executors that are gone, whose descriptors the shard need not watch any more.
     gone: Vec<usize>,
-    /// Executors with commands, by handle.
-    busy: Vec<usize>,
+    /// Executors with commands.
+    busy: Vec<Key>,
+    /// Executors whose queue is being opened.
+    opening: usize,
+    /// What drives reach of the memory above.
+    reachable: Vec<Reachable>,
+    pub(crate) drive_queues: DriveQueues,
+    /// What was last said about queues that could not be opened.
+    complaint: Option<String>,
     finished: Vec<Finished>,
     /// Sessions with commands that wait for buffers, the one that waits longest first.
     waiting_for_buffers: VecDeque<Key>,
@@ -240,14 +284,29 @@ impl Core {
     pub(crate) fn take(&mut self, memory: Memory, len: usize) -> Option<Data> {
         match memory {
             Memory::Ordinary => {
-                let executors = &mut self.executors;
-                self.pool.take(len, |region| {
-                    for executor in executors.iter_mut().flatten() {
-                        executor.forget(region);
+                let Self {
+                    pool,
+                    executors,
+                    reachable,
+                    shared,
+                    ..
+                } = self;
+                pool.take(len, |change| match change {
+                    Change::New(region) => reach(&shared.drives, reachable, executors, region),
+                    Change::Going(region) => {
+                        reachable.retain(|known| known.region().host_address() != region.host_address());
+                        executors.iter_mut().for_each(|executor| executor.forget(region));
                     }
                 })
             }
-            Memory::Registered => self.arena.take(len),
+            Memory::Registered => {
+                let data = self.arena.take(len);
+                while let Some(region) = self.arena.next_new() {
+                    let executors = &mut self.executors;
+                    reach(&self.shared.drives, &mut self.reachable, executors, region);
+                }
+                data
+            }
         }
     }
 
@@ -289,99 +348,259 @@ impl Core {
         }
     }
 
-    /// Whether the executor with this handle lends reads its own memory. Where not, they need buffers of the pool, or what
+    /// Whether the executor of the backing with this handle lends reads its own memory. Where not, they need buffers of the pool, or what
     /// hosts ask for and do not take would have no bound.
     #[inline]
-    pub(crate) fn lends_memory(&mut self, memory: Memory, handle: u64) -> bool {
+    pub(crate) fn lends_memory(
+        &mut self,
+        memory: Memory,
+        lanes: &mut Lanes,
+        session: Key,
+        handle: u64,
+    ) -> bool {
         if memory == Memory::Registered {
             // No device has registered it.
             return false;
         }
-        let index = usize::try_from(handle).unwrap_or(usize::MAX);
-        if !matches!(self.executors.get(index), Some(Some(_))) && !self.open(index) {
-            // What is started there fails before it has any memory.
-            return true;
+        if let Some(lane) = lanes.get(handle)
+            && let Some(executor) = self.executors.get_mut(lane.executor)
+        {
+            return executor.lends_memory;
         }
-        matches!(self.executors.get(index), Some(Some(executor)) if executor.lends_memory)
+        match self.lane(lanes, session, handle) {
+            Some(lane) => self
+                .executors
+                .get_mut(lane.executor)
+                .is_some_and(|executor| executor.lends_memory),
+            // What is started there fails before it has any memory.
+            None => true,
+        }
     }
 
-    /// Starts a command at the executor with this handle.
+    /// Starts a command at the executor that a session has for the backing with this handle.
     #[inline]
-    pub(crate) fn start(&mut self, route: ExecutorRoute, handle: u64, command: Command, data: Data) {
-        let index = usize::try_from(handle).unwrap_or(usize::MAX);
-        if !matches!(self.executors.get(index), Some(Some(_))) && !self.open(index) {
-            let completion = Completion::failed(Status::NAMESPACE_NOT_READY);
-            return self.finished.push(Finished {
+    pub(crate) fn start(
+        &mut self,
+        lanes: &mut Lanes,
+        route: ExecutorRoute,
+        handle: u64,
+        command: Command,
+        data: Data,
+    ) {
+        if let Some(Lane {
+            executor: key,
+            member,
+        }) = lanes.get(handle)
+            && let Some(executor) = self.executors.get_mut(key)
+        {
+            if !executor.is_busy() && executor.is_open() {
+                self.busy.push(key);
+            }
+            return executor.start(Waiting {
                 route,
-                completion,
+                member,
+                command,
                 data,
             });
         }
-        if let Some(Some(executor)) = self.executors.get_mut(index) {
-            if executor.lost {
-                return self.start_again(route, index, command, data);
-            }
-            if !executor.is_busy() {
-                self.busy.push(index);
-            }
-            executor.start(route, command, data);
+        match self.lane(lanes, route.session, handle) {
+            // It is found there now.
+            Some(_) => self.start(lanes, route, handle, command, data),
+            None => self.finished.push(Finished {
+                route,
+                completion: Completion::failed(Status::NAMESPACE_NOT_READY),
+                data,
+            }),
         }
     }
 
-    /// Starts a command at an executor whose queue was lost: on another queue, unless that would wait for a drive that is being reset.
+    /// Where a session's commands go for the backing with this handle; a queue is opened if there is none.
     #[cold]
-    fn start_again(&mut self, route: ExecutorRoute, index: usize, command: Command, data: Data) {
-        let place = self.executors.get_mut(index);
-        if let Some(place) = place
-            && place.as_ref().is_some_and(|executor| executor.may_go())
+    fn lane(&mut self, lanes: &mut Lanes, session: Key, handle: u64) -> Option<Lane> {
+        let index = usize::try_from(handle).ok()?;
+        let backing = self.shared.backings.get(index)?;
+        let lane = match &backing {
+            Backing::Drive(drive) => self.drive_lane(lanes, session, handle, drive),
+            other => self.shared_lane(index, other),
+        }?;
+        lanes.set(handle, lane);
+        Some(lane)
+    }
+
+    fn shared_lane(&mut self, index: usize, backing: &Backing) -> Option<Lane> {
+        let known = self.shared_executors.get(index).copied().flatten();
+        if let Some(executor) = known
+            && self.executors.get_mut(executor).is_some()
         {
-            *place = None;
-            self.gone.push(index);
-            return self.start(route, index as u64, command, data);
+            return Some(Lane { executor, member: 0 });
         }
-        self.finished.push(Finished {
-            route,
-            completion: Completion::failed(Status::NAMESPACE_NOT_READY),
-            data,
-        });
-    }
-
-    #[cold]
-    fn open(&mut self, index: usize) -> bool {
-        let Some(backing) = self.shared.backings.get(index) else {
-            return false;
-        };
-        match Executor::open(&backing, self.options.executor_depth, self.options.file_backend) {
-            Ok(executor) => {
-                if self.executors.len() <= index {
-                    self.executors.resize_with(index + 1, || None);
+        match Executor::open(backing, self.options.executor_depth, self.options.file_backend) {
+            Ok(opened) => {
+                let executor = self.executors.insert(Box::new(opened))?;
+                if self.shared_executors.len() <= index {
+                    self.shared_executors.resize(index + 1, None);
                 }
-                if let Some(place) = self.executors.get_mut(index) {
-                    *place = Some(Box::new(executor));
+                if let Some(place) = self.shared_executors.get_mut(index) {
+                    *place = Some(executor);
                 }
-                true
+                Some(Lane { executor, member: 0 })
             }
             Err(error) => {
-                tracing::error!(
-                    shard = self.options.shard,
-                    "cannot open a queue on a namespace's backing: {error}"
-                );
-                false
+                self.complain(&error.to_string());
+                None
             }
+        }
+    }
+
+    /// A session's own queue of the drive, or the one that is shared.
+    fn drive_lane(&mut self, lanes: &mut Lanes, session: Key, handle: u64, drive: &Drive) -> Option<Lane> {
+        let own = lanes.depth().filter(|_| !lanes.shares(handle));
+        let candidates = match own {
+            Some(_) => lanes.own_mut(),
+            None => &mut self.shared_drives,
+        };
+        let executors = &mut self.executors;
+        candidates.retain(|key| executors.get_mut(*key).is_some());
+        for key in candidates.iter().copied() {
+            if let Some(executor) = executors.get_mut(key)
+                && !executor.retired
+                && executor.is_on(drive)
+                && let Some(member) = executor.member(handle, drive)
+            {
+                return Some(Lane {
+                    executor: key,
+                    member,
+                });
+            }
+        }
+        let mut opening = Executor::opening(own.map(|_| session));
+        let member = opening.member(handle, drive)?;
+        let executor = executors.insert(Box::new(opening))?;
+        candidates.push(executor);
+        self.opening += 1;
+        let (depth, whose) = match own {
+            Some(depth) => (depth, QueueUse::Own),
+            None => (self.options.executor_depth, QueueUse::Shared),
+        };
+        let (deliver, shard) = (Arc::clone(&self.shared.deliver), self.options.shard);
+        drive.request_queue(depth, whose, move |outcome| {
+            let outcome = outcome.map(Box::new);
+            deliver.deliver(shard, Request::Opened { executor, outcome });
+        });
+        Some(Lane { executor, member })
+    }
+
+    /// The same complaint is made once.
+    fn complain(&mut self, error: &str) {
+        if self.complaint.as_deref() == Some(error) {
+            tracing::debug!(
+                shard = self.options.shard,
+                "again cannot open a queue on a namespace's backing: {error}"
+            );
+            return;
+        }
+        tracing::error!(
+            shard = self.options.shard,
+            "cannot open a queue on a namespace's backing: {error}"
+        );
+        self.complaint = Some(error.to_owned());
+    }
+
+    /// A drive's queue is there, for commands that wait for it.
+    fn opened(&mut self, key: Key, queue: DriveQueue) {
+        let Some(executor) = self.executors.get_mut(key) else {
+            // Whoever wanted it is gone.
+            return queue.delete_elsewhere();
+        };
+        self.opening -= 1;
+        self.complaint = None;
+        self.drive_queues.own += u64::from(executor.owner.is_some());
+        executor.opened(queue, &self.reachable);
+        if executor.is_busy() {
+            self.busy.push(key);
+        }
+    }
+
+    /// There is no queue for an executor. If only queues of one's own have run out, returns what waited for it.
+    fn not_opened(&mut self, key: Key, error: &QueueError) -> Option<Diverted> {
+        let executor = self.executors.get_mut(key)?;
+        let owner = executor
+            .owner
+            .filter(|_| matches!(error, QueueError::NoneLeft { .. }));
+        let Some(owner) = owner else {
+            self.complain(&error.to_string());
+            self.remove(key);
+            return None;
+        };
+        let waiting = executor.take_waiting();
+        let handles = executor.handles();
+        let waiting = waiting
+            .into_iter()
+            .filter_map(|waiting| Some((*handles.get(waiting.member)?, waiting)))
+            .collect();
+        self.drive_queues.sharing += 1;
+        if self.drive_queues.sharing == 1 {
+            tracing::warn!(
+                shard = self.options.shard,
+                "a remote queue shares a queue pair of a drive with others, from now on this is only counted: {error}"
+            );
+        }
+        self.remove(key);
+        Some(Diverted {
+            owner,
+            waiting,
+            handles,
+        })
+    }
+
+    /// Forgets an executor. What waited for its queue fails; a drive's queue is deleted where that may take time.
+    fn remove(&mut self, key: Key) {
+        let Some(mut executor) = self.executors.remove(key) else {
+            return;
+        };
+        let waiting = executor.take_waiting().into_iter();
+        self.finished
+            .extend(waiting.map(|command| command.failed(Status::NAMESPACE_NOT_READY)));
+        self.gone.push(key.index());
+        if !executor.is_open() {
+            self.opening -= 1;
+        } else if executor.owner.is_some() {
+            self.drive_queues.own -= 1;
+        }
+        let queue = executor.take_drive_queue();
+        // Its last holder shuts a drive down: that is the queue.
+        drop(executor);
+        if let Some(queue) = queue {
+            queue.delete_elsewhere();
+        }
+    }
+
+    /// Nobody wants an executor any more: it goes, with the last of its commands.
+    fn give_up(&mut self, key: Key) {
+        match self.executors.get_mut(key) {
+            Some(executor) if executor.is_busy() => executor.retired = true,
+            _ => self.remove(key),
+        }
+    }
+
+    /// A session is gone, and with it the queues that it had for itself.
+    fn leave(&mut self, lanes: &mut Lanes) {
+        for key in lanes.own_mut().drain(..) {
+            self.give_up(key);
         }
     }
 
     fn retire(&mut self, handle: u64) {
-        let Ok(index) = usize::try_from(handle) else {
-            return;
-        };
-        if let Some(place) = self.executors.get_mut(index) {
-            match place {
-                Some(executor) if executor.is_busy() => executor.retired = true,
-                _ => {
-                    *place = None;
-                    self.gone.push(index);
-                }
+        let shared = usize::try_from(handle).ok();
+        let shared = shared.and_then(|index| self.shared_executors.get_mut(index)?.take());
+        if let Some(key) = shared {
+            self.give_up(key);
+        }
+        for key in self.executors.keys() {
+            if let Some(executor) = self.executors.get_mut(key)
+                && executor.without(handle, &mut self.finished)
+            {
+                self.give_up(key);
             }
         }
     }
@@ -389,8 +608,8 @@ impl Core {
     /// Starts what was submitted and moves what is done to `finished`.
     fn run_executors(&mut self) {
         let mut index = 0;
-        while let Some(&handle) = self.busy.get(index) {
-            let Some(Some(executor)) = self.executors.get_mut(handle) else {
+        while let Some(&key) = self.busy.get(index) {
+            let Some(executor) = self.executors.get_mut(key) else {
                 self.busy.swap_remove(index);
                 continue;
             };
@@ -399,14 +618,26 @@ impl Core {
                 index += 1;
                 continue;
             }
-            let retired = executor.retired;
+            let over = executor.retired || executor.lost;
             self.busy.swap_remove(index);
-            if retired && let Some(place) = self.executors.get_mut(handle) {
-                *place = None;
-                self.gone.push(handle);
+            if over {
+                self.remove(key);
             }
         }
     }
+}
+
+/// Maps memory for all drives, and tells queues of it.
+#[cold]
+fn reach(
+    drives: &Drives,
+    reachable: &mut Vec<Reachable>,
+    executors: &mut Slab<Box<Executor>>,
+    region: &Region,
+) {
+    let known = drives.reach(region);
+    executors.iter_mut().for_each(|executor| executor.keep(&known));
+    reachable.push(known);
 }
 
 /// A shard without sockets.
@@ -438,7 +669,13 @@ impl Engine {
                 freed: false,
                 payload: Payload::default(),
                 flushed: 0,
-                executors: Vec::new(),
+                executors: Slab::new(),
+                shared_executors: Vec::new(),
+                shared_drives: Vec::new(),
+                opening: 0,
+                reachable: Vec::new(),
+                drive_queues: DriveQueues::default(),
+                complaint: None,
                 gone: Vec::new(),
                 busy: Vec::new(),
                 finished: Vec::new(),
@@ -556,8 +793,9 @@ impl Engine {
         if !session.is_still() {
             return false;
         }
-        if let Some(session) = self.sessions.remove(key) {
+        if let Some(mut session) = self.sessions.remove(key) {
             self.core.settle(Memory::Registered, session.lent());
+            self.core.leave(session.lanes());
         }
         self.feed_waiting();
         true
@@ -644,6 +882,7 @@ impl Engine {
     pub(crate) fn request(&mut self, request: Request) {
         match request {
             Request::Retire(handle) => self.core.retire(handle),
+            Request::Opened { executor, outcome } => self.opened(executor, outcome),
             Request::Effect(Effect::Close { connection, reason }) => {
                 let key = key_of(connection);
                 let lost = matches!(
@@ -690,6 +929,19 @@ impl Engine {
         }
     }
 
+    fn opened(&mut self, executor: Key, outcome: Result<Box<DriveQueue>, QueueError>) {
+        let error = match outcome {
+            Ok(queue) => return self.core.opened(executor, *queue),
+            Err(error) => error,
+        };
+        // A session that is gone has taken the executor with it.
+        if let Some(diverted) = self.core.not_opened(executor, &error)
+            && let Some(session) = self.sessions.get_mut(diverted.owner)
+        {
+            session.share(&mut self.core, diverted);
+        }
+    }
+
     /// Ends a connection once its output is sent.
     pub(crate) fn close(&mut self, key: Key, closing: Closing) {
         if let Some(session) = self.sessions.get_mut(key) {
@@ -700,8 +952,9 @@ impl Engine {
 
     /// Forgets a connection whose socket is closed.
     pub(crate) fn forget(&mut self, key: Key, now: Instant) {
-        if let Some(session) = self.sessions.remove(key) {
+        if let Some(mut session) = self.sessions.remove(key) {
             log_end(&session);
+            self.core.leave(session.lanes());
             self.core
                 .node()
                 .closed(connection_id(self.core.options.shard, key), now);
@@ -774,7 +1027,12 @@ impl Engine {
 
     /// Whether executors have commands.
     pub(crate) fn is_executing(&self) -> bool {
-        !self.core.busy.is_empty()
+        !self.core.busy.is_empty() || self.core.opening > 0
+    }
+
+    /// How remote queues came by queue pairs of drives.
+    pub(crate) fn drive_queues(&self) -> DriveQueues {
+        self.core.drive_queues
     }
 
     /// Whether commands wait for buffers.
@@ -786,31 +1044,31 @@ impl Engine {
     /// Whether there is something to do at once, though nothing will say so: a command that waits for a buffer may have one, or
     /// an executor has commands that it executes only when it is run.
     pub(crate) fn is_pressing(&self) -> bool {
-        let waits = |handle: &usize| matches!(self.core.executors.get(*handle), Some(Some(executor)) if executor.wait_descriptor().is_none());
+        let waits = |key: &Key| matches!(self.core.executors.get(*key), Some(executor) if executor.wait_descriptor().is_none());
         (self.core.freed && !self.core.waiting_for_buffers.is_empty()) || self.core.busy.iter().any(waits)
     }
 
     /// Calls `f` with every busy executor that the shard does not watch yet and that has a descriptor to sleep on.
     pub(crate) fn watch_executors(&mut self, mut f: impl FnMut(usize, BorrowedFd<'_>) -> bool) {
-        for &handle in &self.core.busy {
-            if let Some(Some(executor)) = self.core.executors.get_mut(handle)
+        for &key in &self.core.busy {
+            if let Some(executor) = self.core.executors.get_mut(key)
                 && !executor.watched
                 && let Some(descriptor) = executor.wait_descriptor()
             {
-                executor.watched = f(handle, descriptor);
+                executor.watched = f(key.index(), descriptor);
             }
         }
     }
 
-    /// Executors that are gone since this was asked last.
+    /// Places of executors that are gone since this was asked last. To be asked before executors are watched: others may have their places.
     #[inline]
     pub(crate) fn take_gone_executor(&mut self) -> Option<usize> {
         self.core.gone.pop()
     }
 
     /// The shard was woken for an executor and no longer watches it.
-    pub(crate) fn unwatched(&mut self, handle: usize) {
-        if let Some(Some(executor)) = self.core.executors.get_mut(handle) {
+    pub(crate) fn unwatched(&mut self, place: usize) {
+        if let Some(executor) = self.core.executors.at_mut(place) {
             executor.watched = false;
         }
     }

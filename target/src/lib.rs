@@ -16,6 +16,7 @@ mod clock;
 pub mod config;
 mod engine;
 mod executors;
+mod lanes;
 pub mod memory;
 mod pool;
 #[cfg(feature = "rdma")]
@@ -29,5 +30,5 @@ mod shard;
 mod slab;
 
 pub use config::Config;
-pub use service::{Service, ServiceError};
+pub use service::{Service, ServiceError, drive_options};
 pub use shard::ShardCounters;

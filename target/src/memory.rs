@@ -13,6 +13,7 @@ use std::time::Duration;
 use homi_fabric::controller::PortId;
 use homi_fabric::rdma;
 use homi_fabric::time::Instant;
+use homi_local::Drives;
 use homi_queue::{GatherList, Segment};
 
 use crate::catalogue::{Address, Catalogue, in_capsule};
@@ -64,11 +65,19 @@ impl MemoryTarget {
     /// # Errors
     /// [`ServiceError`] if anything that is configured cannot be had.
     pub fn new(config: &Config) -> Result<Self, ServiceError> {
+        Self::with_drives(config, Drives::default())
+    }
+
+    /// The same with drives that the caller may have provided. Their queues are opened by threads of theirs.
+    ///
+    /// # Errors
+    /// As for [`MemoryTarget::new`].
+    pub fn with_drives(config: &Config, drives: Drives) -> Result<Self, ServiceError> {
         config.check()?;
         let letters = Arc::new(Letters::default());
-        let shared = Shared::new(config, Arc::clone(&letters) as Arc<dyn Deliver>)?;
+        let shared = Shared::new(config, drives.clone(), Arc::clone(&letters) as Arc<dyn Deliver>)?;
         let engine = Engine::new(shared.clone(), EngineOptions::new(config, 0));
-        let (catalogue, now) = (Catalogue::default(), Instant::ZERO);
+        let (catalogue, now) = (Catalogue::new(drives), Instant::ZERO);
         let mut target = Self {
             engine,
             shared,
@@ -253,6 +262,7 @@ impl MemoryTarget {
     fn settle(&mut self) {
         loop {
             self.engine.run();
+            while self.engine.take_gone_executor().is_some() {}
             self.shared.route_effects();
             let letter = self
                 .letters

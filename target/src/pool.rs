@@ -24,6 +24,15 @@ const REGIONS: usize = 64;
 /// Bytes of a region that is cut into several buffers, at most.
 const LARGEST_REGION: usize = 1 << 20;
 
+/// What becomes of the regions that buffers are parts of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Change<'a> {
+    /// It is new.
+    New(&'a Region),
+    /// It goes: whoever keeps it keeps its bytes from being used.
+    Going(&'a Region),
+}
+
 /// Buffers by size class, with a budget in bytes.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -82,9 +91,9 @@ impl Pool {
         self.lent = self.lent.saturating_sub(size);
     }
 
-    /// A buffer of `len` bytes, or `None` when the budget is used up (or `len` is beyond the largest class). Regions that have to go for
-    /// it are shown to `going` first: whoever keeps them keeps their bytes from being used.
-    pub(crate) fn take(&mut self, len: usize, going: impl FnMut(&Region)) -> Option<Data> {
+    /// A buffer of `len` bytes, or `None` when the budget is used up (or `len` is beyond the largest class). Regions that come or have to
+    /// go for it are shown to `changed`.
+    pub(crate) fn take(&mut self, len: usize, changed: impl FnMut(Change<'_>)) -> Option<Data> {
         let class = class_of(len);
         if self.free.get(class)?.is_empty() {
             self.reclaim(LOOKED_AT);
@@ -94,7 +103,7 @@ impl Pool {
                 self.idle -= region.len();
                 region
             }
-            None => self.allocate(class, going)?,
+            None => self.allocate(class, changed)?,
         };
         region.segment(0..len).ok().map(Data::One)
     }
@@ -138,17 +147,21 @@ impl Pool {
         }
     }
 
-    fn allocate(&mut self, class: usize, mut going: impl FnMut(&Region)) -> Option<Region> {
-        if let Some(region) = self.cut(class) {
+    fn allocate(&mut self, class: usize, mut changed: impl FnMut(Change<'_>)) -> Option<Region> {
+        if let Some(region) = self.cut(class, &mut changed) {
             return Some(region);
         }
         // Regions of other sizes all of whose buffers are idle make room.
         self.reclaim(usize::MAX);
         for other in (0..self.free.len()).rev().filter(|other| *other != class) {
             while let Some(region) = self.give_up(other) {
-                going(&region);
+                if region.len().is_multiple_of(size_of_class(class)) {
+                    // Where it is registered, it stays so.
+                    return self.divide(&region, class);
+                }
+                changed(Change::Going(&region));
                 drop(region);
-                if let Some(region) = self.cut(class) {
+                if let Some(region) = self.cut(class, &mut changed) {
                     return Some(region);
                 }
             }
@@ -157,12 +170,19 @@ impl Pool {
     }
 
     /// Makes buffers of one size of a new region, if the budget allows, and returns one of them.
-    fn cut(&mut self, class: usize) -> Option<Region> {
+    fn cut(&mut self, class: usize, changed: &mut impl FnMut(Change<'_>)) -> Option<Region> {
         let size = size_of_class(class);
         // Near the budget's end, a single one.
         let whole = [self.region.max(size), size]
             .into_iter()
             .find_map(|len| self.budget.allocate(len, ALIGNMENT).ok().flatten())?;
+        changed(Change::New(&whole));
+        self.divide(&whole, class)
+    }
+
+    /// Makes buffers of one size of a region and returns one of them.
+    fn divide(&mut self, whole: &Region, class: usize) -> Option<Region> {
+        let size = size_of_class(class);
         let parts = (0..whole.len() / size).map(|number| whole.part(number * size..(number + 1) * size));
         let mut parts: Vec<Region> = parts.filter_map(Result::ok).collect();
         let first = parts.pop()?;

@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use homi_fabric::controller::{ConfigError as NodeConfigError, PortId};
-use homi_local::OpenError;
+use homi_local::{DriveOptions, DriveStatus, Drives, OpenError};
 use homi_reactor::socket::{self, Congestion, SocketError};
 use homi_reactor::{Backend, BackendChoice, Event, Options, Reactor, ReactorError, SocketKey, Wait, Waker};
 use homi_verbs::VerbsError;
@@ -28,6 +28,11 @@ use crate::shard::{Arrival, Mailboxes, Message, STAGING, Shard, ShardCounters, S
 const BACKLOG: i32 = 1024;
 /// The longest that the control thread sleeps while there are associations, so that a new one's keep-alive is seen.
 const CONTROL_PERIOD: Duration = Duration::from_millis(250);
+
+/// Queue pairs that a drive is asked for: remote queues have one each, as far as they go.
+const DRIVE_QUEUES: u16 = 256;
+/// How long the end waits for drives to be shut down.
+const DRIVES_CLOSE: Duration = Duration::from_secs(15);
 
 /// Why a target cannot run as configured.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +118,7 @@ pub struct Service {
     mailboxes: Mailboxes,
     places: Arc<Mutex<Vec<Place>>>,
     backend: Backend,
+    drives: Drives,
 }
 
 impl fmt::Debug for Service {
@@ -130,12 +136,22 @@ impl Service {
     /// # Errors
     /// [`ServiceError`] if anything that is configured cannot be had; nothing runs then.
     pub fn start(config: &Config) -> Result<Self, ServiceError> {
+        let drives = Drives::new(drive_options(config));
+        Self::start_with(config, drives)
+    }
+
+    /// The same with drives that the caller may have provided; [`drive_options`] says how they should be driven.
+    ///
+    /// # Errors
+    /// As for [`Service::start`].
+    pub fn start_with(config: &Config, drives: Drives) -> Result<Self, ServiceError> {
         config.check()?;
         let clock = Clock::start();
-        let shard_count = config.node.shards.map_or_else(default_shards, usize::from);
+        let shard_count = shard_count(config);
         let mailboxes = Mailboxes::new(shard_count);
         let shared = Shared::new(
             config,
+            drives,
             Arc::new(Post {
                 boxes: mailboxes.clone(),
             }),
@@ -229,6 +245,7 @@ impl Service {
             mailboxes,
             places,
             backend,
+            drives: shared.drives.clone(),
         })
     }
 
@@ -276,6 +293,12 @@ impl Service {
         self.mailboxes.iter().map(|mailbox| mailbox.counters()).collect()
     }
 
+    /// The drives that the target drives itself, with the queue pairs that they have open. Waits for those that are being reset.
+    #[must_use]
+    pub fn drives(&self) -> Vec<DriveStatus> {
+        self.drives.status()
+    }
+
     /// Stops: no new connections, commands in flight end (two seconds at most), everything is closed.
     pub fn stop(&mut self) {
         if let Some(control) = self.control.take() {
@@ -289,6 +312,12 @@ impl Service {
         }
         for (index, shard) in self.shards.drain(..).enumerate() {
             join(shard, &format!("shard-{index}"));
+        }
+        for mailbox in self.mailboxes.iter() {
+            mailbox.clear();
+        }
+        if !self.drives.wait_closed(DRIVES_CLOSE) {
+            tracing::warn!("drives are not shut down within {DRIVES_CLOSE:?}");
         }
     }
 }
@@ -305,8 +334,21 @@ fn join(thread: JoinHandle<()>, name: &str) {
     }
 }
 
-fn default_shards() -> usize {
-    thread::available_parallelism().map_or(1, usize::from)
+fn shard_count(config: &Config) -> usize {
+    let every_core = || thread::available_parallelism().map_or(1, usize::from);
+    config.node.shards.map_or_else(every_core, usize::from)
+}
+
+/// How a target with this configuration drives drives: one queue pair for each shard is kept for remote queues that find none left.
+#[must_use]
+pub fn drive_options(config: &Config) -> DriveOptions {
+    let mut options = DriveOptions::default();
+    options.shared_queues = u16::try_from(shard_count(config)).unwrap_or(u16::MAX);
+    options.controller = options
+        .controller
+        .queues(DRIVE_QUEUES)
+        .vectors(DRIVE_QUEUES.saturating_add(1));
+    options
 }
 
 fn backend_choice(config: &Config) -> BackendChoice {
@@ -372,7 +414,7 @@ impl Control {
         clock: Clock,
         config: Config,
     ) -> Self {
-        let (listening, catalogue) = (Vec::new(), Catalogue::default());
+        let (listening, catalogue) = (Vec::new(), Catalogue::new(shared.drives.clone()));
         let rdma = rdma::Listeners::new();
         Self {
             reactor,

@@ -23,8 +23,9 @@ use homi_spec::SglDescriptor;
 use homi_spec::command::{Cqe, NvmOpcode, Sqe};
 use homi_spec::status::Status;
 
-use crate::engine::Core;
-use crate::executors::{ExecutorRoute, Finished};
+use crate::engine::{Core, Diverted};
+use crate::executors::{ExecutorRoute, Finished, Waiting};
+use crate::lanes::Lanes;
 use crate::slab::Key;
 
 pub(crate) use link::{Link, Memory};
@@ -109,6 +110,7 @@ pub(crate) struct Session {
     link: Link,
     queue: QueueState,
     attached: Option<Attached>,
+    lanes: Lanes,
     stages: Vec<Stage>,
     /// Bytes landed that no finished transfer has counted yet.
     landed: usize,
@@ -149,6 +151,7 @@ impl Session {
             link,
             queue: QueueState::new(),
             attached: None,
+            lanes: Lanes::default(),
             stages: Vec::new(),
             landed: 0,
             waiting: VecDeque::new(),
@@ -205,7 +208,7 @@ impl Session {
         self.parting = Some((namespaces.len(), closing));
         let route = self.executor_route(CommandKey(PARTING));
         for (nsid, handle) in namespaces {
-            core.start(route, handle, Command::flush(nsid), Data::None);
+            core.start(&mut self.lanes, route, handle, Command::flush(nsid), Data::None);
         }
     }
 
@@ -224,6 +227,24 @@ impl Session {
         } else {
             self.close(closing);
             core.list(self.key, &mut self.listed);
+        }
+    }
+
+    pub(crate) fn lanes(&mut self) -> &mut Lanes {
+        &mut self.lanes
+    }
+
+    /// There is no queue pair left for namespaces with these handles: commands that wait for one go where those of others go, and so do
+    /// those that come.
+    pub(crate) fn share(&mut self, core: &mut Core, diverted: Diverted) {
+        for handle in diverted.handles {
+            self.lanes.share(handle);
+        }
+        for (handle, waiting) in diverted.waiting {
+            let Waiting {
+                route, command, data, ..
+            } = waiting;
+            core.start(&mut self.lanes, route, handle, command, data);
         }
     }
 
@@ -295,6 +316,9 @@ impl Session {
                 // SQSIZE counts entries, of which one stays free; a host without flow control may fill them all.
                 let depth = u16::try_from(grant.depth).unwrap_or(u16::MAX);
                 self.link.set_queue(depth, grant.qid != 0);
+                if grant.qid != 0 {
+                    self.lanes.set_depth(depth);
+                }
                 let cqe = self.queue.accept(&grant, cid);
                 let namespaces = Cached::new(Arc::clone(grant.view.namespaces()));
                 self.attached = Some(Attached {
@@ -402,7 +426,8 @@ impl Session {
             // With a digest, the bytes must stay what they were when it was computed: an executor may lend memory that
             // later commands write to.
             Transfer::ToHost(len)
-                if !self.link.data_digest() && core.lends_memory(self.link.memory(), handle) =>
+                if !self.link.data_digest()
+                    && core.lends_memory(self.link.memory(), &mut self.lanes, self.key, handle) =>
             {
                 let data = Data::Anywhere { len: len as usize };
                 let kind = Kind::Read {
@@ -458,7 +483,8 @@ impl Session {
             },
         );
         for handle in handles {
-            core.start(self.executor_route(key), handle, command, Data::None);
+            let route = self.executor_route(key);
+            core.start(&mut self.lanes, route, handle, command, Data::None);
         }
     }
 
@@ -547,7 +573,8 @@ impl Session {
         data: Data,
     ) {
         self.set_stage(key, Stage::Executing { cid, kind });
-        core.start(self.executor_route(key), handle, command, data);
+        let route = self.executor_route(key);
+        core.start(&mut self.lanes, route, handle, command, data);
     }
 
     /// Answers the command that an executor finished.

@@ -97,6 +97,10 @@ pub struct ShardCounters {
     pub completions: u64,
     /// Registrations of memory with RDMA devices.
     pub registrations: u64,
+    /// Remote queues that have a queue pair of a drive for themselves now, counted for each drive.
+    pub drive_queues: u64,
+    /// Remote queues that went to the shard's shared queue pair of a drive because it had none left, counted for each drive.
+    pub drive_queues_shared: u64,
 }
 
 /// The part of [`ShardCounters`] that is about RDMA.
@@ -111,7 +115,7 @@ pub(crate) struct RdmaCounters {
 /// [`ShardCounters`] as the shard publishes them: by plain stores, on cache lines of their own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Published([AtomicU64; 14]);
+struct Published([AtomicU64; 16]);
 
 impl Published {
     fn store(&self, counters: &ShardCounters) {
@@ -130,6 +134,8 @@ impl Published {
             counters.doorbells,
             counters.completions,
             counters.registrations,
+            counters.drive_queues,
+            counters.drive_queues_shared,
         ];
         for (to, from) in self.0.iter().zip(values) {
             to.store(from, Ordering::Relaxed);
@@ -152,6 +158,8 @@ impl Published {
             doorbells,
             completions,
             registrations,
+            drive_queues,
+            drive_queues_shared,
         ] = self.0.each_ref().map(|counter| counter.load(Ordering::Relaxed));
         ShardCounters {
             syscalls,
@@ -168,6 +176,8 @@ impl Published {
             doorbells,
             completions,
             registrations,
+            drive_queues,
+            drive_queues_shared,
         }
     }
 }
@@ -257,6 +267,11 @@ impl Mailbox {
         *self.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker);
     }
 
+    /// Drops what nobody will read.
+    pub(crate) fn clear(&self) {
+        while self.take().is_some() {}
+    }
+
     fn take(&self) -> Option<Message> {
         self.messages
             .lock()
@@ -286,7 +301,7 @@ struct Socket {
     paused: bool,
 }
 
-/// Tokens of the reactor: sessions carry their key's bits, executors this flag and their handle.
+/// Tokens of the reactor: sessions carry their key's bits, executors this flag and their place.
 const EXECUTOR: u64 = 1 << 63;
 /// RDMA's completion queues carry this flag and their number.
 const COMPLETIONS: u64 = 1 << 62;
@@ -300,7 +315,7 @@ pub(crate) struct Shard {
     options: ShardOptions,
     /// By the index of the session's key.
     sockets: Vec<Option<Socket>>,
-    /// Descriptors of executors, by handle.
+    /// Descriptors of executors, by place.
     watched: Vec<Option<SocketKey>>,
     /// When a connection must be connected by, or be closed.
     deadlines: BinaryHeap<Reverse<(Instant, u64)>>,
@@ -415,6 +430,7 @@ impl Shard {
         if self.patience.polls(now) {
             return Wait::Poll;
         }
+        self.end_watches();
         let Self {
             engine,
             reactor,
@@ -510,11 +526,7 @@ impl Shard {
         }
         let completed = self.rdma.poll(&mut self.engine, &self.clock);
         let progress = self.engine.run();
-        while let Some(handle) = self.engine.take_gone_executor() {
-            if let Some(key) = self.watched.get_mut(handle).and_then(Option::take) {
-                self.reactor.close(key);
-            }
-        }
+        self.end_watches();
         self.end_sessions();
         self.check_deadlines();
         self.flush();
@@ -531,9 +543,20 @@ impl Shard {
         Ok(events > 0 || completed || progress)
     }
 
+    /// Ends watching executors that are gone.
+    #[inline]
+    fn end_watches(&mut self) {
+        while let Some(place) = self.engine.take_gone_executor() {
+            if let Some(key) = self.watched.get_mut(place).and_then(Option::take) {
+                self.reactor.close(key);
+            }
+        }
+    }
+
     fn publish(&self) {
         let (reactor, payload) = (self.reactor.counters(), self.engine.payload());
         let rdma = self.rdma.counters();
+        let queues = self.engine.drive_queues();
         self.mailbox.counters.store(&ShardCounters {
             syscalls: reactor.syscalls,
             turns: reactor.turns,
@@ -549,6 +572,8 @@ impl Shard {
             doorbells: rdma.doorbells,
             completions: rdma.completions,
             registrations: rdma.registrations,
+            drive_queues: queues.own,
+            drive_queues_shared: queues.sharing,
         });
     }
 
@@ -804,18 +829,18 @@ fn find(sockets: &mut [Option<Socket>], session: Key) -> Option<&mut Socket> {
 fn watch(
     reactor: &mut Reactor,
     watched: &mut Vec<Option<SocketKey>>,
-    handle: usize,
+    index: usize,
     descriptor: BorrowedFd<'_>,
 ) -> bool {
-    if watched.len() <= handle {
-        watched.resize(handle + 1, None);
+    if watched.len() <= index {
+        watched.resize(index + 1, None);
     }
-    let Some(place) = watched.get_mut(handle) else {
+    let Some(place) = watched.get_mut(index) else {
         return false;
     };
     let key = match *place {
         Some(key) => key,
-        None => match reactor.add_watched(descriptor, EXECUTOR | handle as u64) {
+        None => match reactor.add_watched(descriptor, EXECUTOR | index as u64) {
             Ok(key) => *place.insert(key),
             Err(error) => {
                 tracing::warn!("cannot sleep on an executor, polling it instead: {error}");

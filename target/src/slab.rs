@@ -89,6 +89,30 @@ impl<T> Slab<T> {
         }
     }
 
+    /// Puts a value into a free place; `None` when all are taken.
+    pub(crate) fn insert(&mut self, value: T) -> Option<Key> {
+        let key = self.reserve()?;
+        self.fill(key, value);
+        Some(key)
+    }
+
+    pub(crate) fn get(&self, key: Key) -> Option<&T> {
+        let place = self.places.get(key.index as usize)?;
+        place
+            .tenant
+            .as_ref()
+            .filter(|_| place.generation == key.generation)
+    }
+
+    /// Whatever is in a place now.
+    pub(crate) fn at_mut(&mut self, index: usize) -> Option<&mut T> {
+        self.places.get_mut(index)?.tenant.as_mut()
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.places.iter_mut().filter_map(|place| place.tenant.as_mut())
+    }
+
     #[inline]
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
         let place = self.places.get_mut(key.index as usize)?;

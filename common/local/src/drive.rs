@@ -1,20 +1,19 @@
-//! [`Drive`]: a namespace of an NVMe drive that this process drives itself, and [`Drives`]: the controllers that it has.
+//! [`Drive`]: a namespace of an NVMe drive that this process drives itself.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use homi_nvme::{Controller, Interrupts, NvmeError, Options, QueueOptions, State, SystemClock, Watch};
+use homi_nvme::{Controller, Interrupts, NvmeError, Options, QueueOptions, State};
 use homi_pci::{PciAddress, PciError, PciFunction};
 use homi_queue::Region;
 use homi_spec::identify::{Cns, DATA_SIZE, Identify};
-use homi_vfio::{Container, Way};
 
 use crate::describe::{Description, Unfit};
 use crate::drive_queue::DriveQueue;
+use crate::drives::{Attached, Home, attach};
 use crate::geometry::{GeometryError, NamespaceGeometry};
 use crate::kernel::NamespaceIds;
 
@@ -97,102 +96,6 @@ fn list(nsids: &[u32]) -> String {
     nsids.join(", ")
 }
 
-/// How drives are taken over.
-#[derive(Debug, Clone, Default)]
-#[non_exhaustive]
-pub struct DriveOptions {
-    /// How the kernel is asked for functions.
-    pub way: Way,
-    /// How their controllers are opened.
-    pub controller: Options,
-}
-
-/// The drives that a process has: one controller for each function, in one address space of the IOMMU, so that memory mapped for one can be
-/// mapped for all. Cloning shares them. A controller is shut down, and its function given back, when the last [`Drive`] of it is dropped.
-#[derive(Clone)]
-pub struct Drives(Arc<Inner>);
-
-struct Inner {
-    container: Container,
-    options: Options,
-    open: Mutex<HashMap<PciAddress, Weak<Attached>>>,
-}
-
-/// A controller, and the thread that looks after it.
-pub(crate) struct Attached {
-    // Before the controller: it ends first.
-    _watch: Watch,
-    pub(crate) controller: Controller,
-    name: String,
-}
-
-impl Drives {
-    /// No drives yet.
-    #[must_use]
-    pub fn new(options: DriveOptions) -> Self {
-        Self(Arc::new(Inner {
-            container: Container::new(options.way),
-            options: options.controller,
-            open: Mutex::default(),
-        }))
-    }
-
-    /// A namespace of the drive at this address, which has to be bound to VFIO (`scripts/bind-vfio`). Without a choice it is the only one that
-    /// there is. The drive is taken over when its first namespace is opened.
-    ///
-    /// # Errors
-    /// [`DriveError`] with what is missing or wrong.
-    pub fn open(&self, address: PciAddress, nsid: Option<u32>) -> Result<Drive, DriveError> {
-        // Held while a controller comes up, so that nobody else tries the same.
-        let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(attached) = open.get(&address).and_then(Weak::upgrade) {
-            drop(open);
-            return Drive::of(attached, nsid);
-        }
-        let function = self
-            .0
-            .container
-            .open(address)
-            .map_err(|source| DriveError::Function { address, source })?;
-        let attached = attach(Arc::new(function), self.0.options.clone())?;
-        open.insert(address, Arc::downgrade(&attached));
-        drop(open);
-        Drive::of(attached, nsid)
-    }
-}
-
-impl Default for Drives {
-    fn default() -> Self {
-        Self::new(DriveOptions::default())
-    }
-}
-
-impl fmt::Debug for Drives {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
-        f.debug_set().entries(open.keys()).finish()
-    }
-}
-
-fn attach(function: Arc<dyn PciFunction>, options: Options) -> Result<Arc<Attached>, DriveError> {
-    let (name, class) = (function.name().to_owned(), function.identity().class);
-    if class != homi_pci::PciIdentity::NVME_CLASS {
-        return Err(DriveError::NotDrive { name, class });
-    }
-    let failed = |source| DriveError::Controller {
-        name: name.clone(),
-        source,
-    };
-    let clock = Arc::new(SystemClock::new());
-    let controller = Controller::open(function, clock, options).map_err(failed)?;
-    let watch = controller.watch().map_err(failed)?;
-    Ok(Arc::new(Attached {
-        _watch: watch,
-        controller,
-        name,
-    }))
-}
-
 /// A namespace of a drive that this process drives itself. Cloning shares it.
 #[derive(Clone)]
 pub struct Drive {
@@ -212,7 +115,7 @@ impl Drive {
         nsid: Option<u32>,
         options: Options,
     ) -> Result<Self, DriveError> {
-        Self::of(attach(function, options)?, nsid)
+        Self::of(attach(function, options, &Home::default())?, nsid)
     }
 
     /// Another namespace of the same controller.
@@ -223,7 +126,7 @@ impl Drive {
         Self::of(Arc::clone(&self.attached), Some(nsid))
     }
 
-    fn of(attached: Arc<Attached>, nsid: Option<u32>) -> Result<Self, DriveError> {
+    pub(crate) fn of(attached: Arc<Attached>, nsid: Option<u32>) -> Result<Self, DriveError> {
         let (controller, name) = (&attached.controller, attached.name.clone());
         let failed = |source| DriveError::Controller {
             name: name.clone(),
@@ -396,8 +299,18 @@ impl Drive {
         self.attached.controller.map(region).map_err(failed)
     }
 
+    pub(crate) fn attached(&self) -> &Arc<Attached> {
+        &self.attached
+    }
+
+    /// Whether both are namespaces of one controller, so that one queue serves both.
+    #[must_use]
+    pub fn is_beside(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.attached, &other.attached)
+    }
+
     /// Whether a queue can be opened without waiting for more than the controller's answers: it works, and is not being reset.
-    fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         // The thread that looks after it has it for a moment now and then.
         (0..20).any(|_| {
             let state = self.attached.controller.try_state();
@@ -425,13 +338,17 @@ impl Drive {
     /// # Errors
     /// Why the controller has none left, as an error of the system.
     pub fn open_queue(&self, depth: u16) -> io::Result<DriveQueue> {
+        self.open_pair(depth)
+            .map_err(|error| io::Error::other(format!("{}: {error}", self.attached.name)))
+    }
+
+    pub(crate) fn open_pair(&self, depth: u16) -> Result<DriveQueue, NvmeError> {
         let controller = &self.attached.controller;
         let wanted = QueueOptions::new(depth);
         let queue = match controller.open_queue(wanted.interrupts(Interrupts::On)) {
-            Err(NvmeError::NoVectors { .. }) => controller.open_queue(wanted),
-            opened => opened,
+            Err(NvmeError::NoVectors { .. }) => controller.open_queue(wanted)?,
+            opened => opened?,
         };
-        let queue = queue.map_err(|error| io::Error::other(format!("{}: {error}", self.attached.name)))?;
         Ok(DriveQueue::new(self.clone(), queue))
     }
 }

@@ -8,9 +8,13 @@ use homi_queue::{
     Buffer, Command, CommandId, Completed, Data, Queue, QueueFull, QueueLost, Region, Slot, Wait,
 };
 
+use homi_spec::status::Status;
+
 use crate::check::check;
 use crate::drive::Drive;
 use crate::geometry::NamespaceGeometry;
+use crate::keeper::Counted;
+use crate::reachable::Reachable;
 
 /// Executes commands by a queue pair of a drive, without the kernel.
 ///
@@ -21,6 +25,7 @@ pub struct DriveQueue {
     drive: Drive,
     /// Keep regions mapped.
     mapped: Vec<homi_nvme::Mapped>,
+    _counted: Option<Counted>,
 }
 
 impl DriveQueue {
@@ -29,7 +34,13 @@ impl DriveQueue {
             queue,
             drive,
             mapped: Vec::new(),
+            _counted: None,
         }
+    }
+
+    pub(crate) fn counted(mut self, counted: Counted) -> Self {
+        self._counted = Some(counted);
+        self
     }
 
     /// What the namespace looks like.
@@ -77,7 +88,35 @@ impl DriveQueue {
 }
 
 impl DriveQueue {
-    /// Unmaps memory that is to go and that nobody registered; what commands in flight still use goes with the last of them.
+    /// Takes note of memory that the drive reaches, so that nothing is mapped for commands on it. Says whether it is mapped.
+    pub fn keep(&mut self, memory: &Reachable) -> bool {
+        let mapping = self.drive.attached().reached.mapping(memory);
+        let Some(mapping) = mapping else { return false };
+        self.queue.keep(mapping);
+        true
+    }
+
+    /// The same as [`Queue::submit`] for any namespace of this queue's drive.
+    #[inline]
+    pub fn submit_for(&mut self, drive: &Drive, slot: Slot, mut command: Command, data: Data) -> CommandId {
+        command.0.nsid = drive.nsid().into();
+        let checked = if drive.is_beside(&self.drive) {
+            check(drive.geometry(), false, &command, &data)
+        } else {
+            Err(Status::INTERNAL_ERROR)
+        };
+        match checked {
+            Ok(()) => self.queue.submit(slot, command, data),
+            Err(status) => self.queue.reject(slot, command, data, status),
+        }
+    }
+
+    /// Takes a command that is not to be executed: it completes with `status`, and the drive never sees it.
+    pub fn reject(&mut self, slot: Slot, command: Command, data: Data, status: Status) -> CommandId {
+        self.queue.reject(slot, command, data, status)
+    }
+
+    /// Unmaps memory that is to go and that was kept or mapped for a command; what commands in flight still use goes with the last of them.
     pub fn forget(&mut self, region: &Region) {
         self.queue.forget(region);
     }

@@ -106,6 +106,11 @@ impl Reach {
         }
     }
 
+    /// Whether a mapping is of the controller's address space.
+    pub(crate) fn is_of(&self, mapping: &Mapping) -> bool {
+        mapping.space().is(&self.space)
+    }
+
     /// The longest transfer of one device command.
     pub(crate) fn max_len(&self) -> u64 {
         self.prp.max_len

@@ -14,6 +14,8 @@ pub(crate) enum Kept {
     Pinned(u64),
     /// It may be used again.
     Cached,
+    /// The queue's thread gave it, and takes it back.
+    Given,
 }
 
 struct Entry {
@@ -207,7 +209,7 @@ impl Table {
         self.gone.push((self.next, entry.mapping));
     }
 
-    /// Forgets cached mappings that the bytes lie in.
+    /// Forgets mappings, but pinned ones, that the bytes lie in.
     pub(crate) fn forget(&mut self, start: usize, len: usize) {
         let entries = &self.entries;
         let holding: Vec<u32> = self
@@ -216,7 +218,7 @@ impl Table {
             .map(|(_, index)| *index)
             .filter(|index| {
                 entry(entries, *index).is_some_and(|entry| {
-                    entry.kept == Kept::Cached
+                    !matches!(entry.kept, Kept::Pinned(_))
                         && start
                             .checked_sub(entry.base)
                             .is_some_and(|at| at <= entry.len && len <= entry.len - at)

@@ -4,6 +4,7 @@ use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use homi_pci::Mapping;
 use homi_queue::{
     Command, CommandId, Completed, Completion, Data, DataDirection, LostReason, QueueLost, Region, Slot,
     Undelivered,
@@ -16,6 +17,7 @@ use crate::error::Refusal;
 use crate::info::Shape;
 use crate::reach::{Extra, Pointer, Split};
 use crate::shared::{LEAKED, LOST, RUNNING, add};
+use crate::table::Kept;
 
 /// Dword 12 bit 29 of a read or write: protection information is inserted or stripped (PRACT).
 const PRACT: u32 = 1 << 29;
@@ -187,6 +189,15 @@ impl IoQueue {
         let words = words.map(u64::from_le);
         self.place(index, id, &words, pointer);
         Ok(())
+    }
+
+    /// Keeps a mapping of the controller's address space for this queue alone, until [`forget`](Self::forget) or the queue's end. One of
+    /// another space is dropped.
+    pub fn keep(&mut self, mapping: Mapping) {
+        if self.reach.is_of(&mapping) {
+            self.reach.table.set_next(self.serial + 1);
+            self.reach.table.insert(mapping, Kept::Given);
+        }
     }
 
     /// Lets go of the mapping of memory that nobody mapped with [`Controller::map`](crate::Controller::map). If commands in flight use it, it goes
