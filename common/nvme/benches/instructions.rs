@@ -69,20 +69,18 @@ fn run_alone(case: Case, ios: u64) -> Result<(), Failure> {
     let mut held = Vec::with_capacity(free.len());
     let mut failures = 0;
     for _ in 0..ios / u64::from(case.batch) {
-        while let Some(data) = free.pop() {
-            held.push(black_box(data));
-        }
         let mut again = Again {
-            free: &mut free,
+            free: &mut held,
             failures: &mut failures,
         };
-        for data in held.drain(..) {
-            again.extend(Some(black_box(Completed {
+        while let Some(data) = free.pop() {
+            again.extend(Some(Completed {
                 id: CommandId(0),
-                completion: Completion::SUCCESS,
+                completion: black_box(Completion::SUCCESS),
                 data,
-            })));
+            }));
         }
+        std::mem::swap(&mut free, &mut held);
     }
     if failures > 0 {
         return Err("what succeeded failed".into());
@@ -121,16 +119,18 @@ fn run(case: Case, ios: u64) -> Result<Run, Failure> {
         .map(part)
         .collect::<Result<Vec<_>, _>>()?;
     let blocks = u32::try_from(case.len / 512)?;
-    let command = if case.write {
-        Command::write(1, 0, blocks)
-    } else {
-        Command::read(1, 0, blocks)
-    };
+    let nsid = black_box(1);
+    let blocks = black_box(blocks);
+    let opcode = black_box(if case.write { 1 } else { 2 });
+    let mut lba = 0;
     let before = queue.counters();
     let mut failures = 0;
     for _ in 0..ios / u64::from(case.batch) {
         while let Some(data) = free.pop() {
             let slot = queue.reserve()?;
+            let mut command = Command::read(nsid, lba, blocks);
+            command.0.opcode = opcode;
+            lba += 8;
             queue.submit(slot, command, data);
         }
         queue.commit()?;

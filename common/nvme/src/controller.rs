@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use homi_pci::{Access, Mapping, PciFunction, Unsupported, Vector};
-use homi_queue::{CompletionRing, PageSize, Region, RingSizeError, Slots, SubmissionRing};
+use homi_queue::{CompletionRing, PageSize, Region, RingSizeError, Slots, SubmissionRing, Words};
 use homi_spec::admin::{CreateIoCq, CreateIoSq, DeleteIoQueue, QueueKind};
 use homi_spec::event::AsyncEvent;
 use homi_spec::registers::{completion_doorbell, submission_doorbell};
@@ -16,13 +16,13 @@ use crate::clock::Clock;
 use crate::cmb::Cmb;
 use crate::error::NvmeError;
 use crate::info::{ControllerInfo, Namespace};
-use crate::life::{Cause, Inner, Life, Registered, Seen, State};
+use crate::life::{Cause, Inner, Life, Registered, State};
 use crate::options::{Interrupts, Options, Placement, Priority, QueueOptions};
 use crate::pins::Mapped;
 use crate::queue::{Created, IoQueue, Parts, Rings};
 use crate::reach::{Reach, ReachRules};
 use crate::shadow::ShadowDoorbells;
-use crate::shared::{LOST, QueueCounters, QueueShared, RUNNING};
+use crate::shared::{LOST, QueueCounters, QueueShared};
 use crate::transact::{AdminData, Via};
 use crate::watch::Watch;
 
@@ -142,7 +142,7 @@ impl Controller {
         let status = |queue: &Registered| QueueStatus {
             qid: queue.shared.qid,
             depth: queue.shared.depth,
-            running: queue.shared.state() == RUNNING,
+            running: queue.shared.is_running(),
             counters: queue.shared.counters.read(),
         };
         life.queues.values().map(status).collect()
@@ -314,13 +314,16 @@ impl Controller {
         let memory = Region::allocate(before + bytes(count * 16), align)?;
         let mapping = inner.space.map(&memory, Access::ReadWrite)?;
         let size = |error: RingSizeError| NvmeError::Protocol(error.to_string());
+        let host = submissions
+            .as_ref()
+            .map_or_else(|| memory.clone(), |memory| memory.region().clone());
+        // Both begin at pages.
+        let misplaced = || NvmeError::Protocol("memory for a queue's entries is misaligned".to_owned());
         let rings = Rings {
-            entries: submissions
-                .as_ref()
-                .map_or_else(|| memory.clone(), |memory| memory.region().clone()),
-            memory,
+            entries: Words::new(host, 0, entries as usize).ok_or_else(misplaced)?,
+            completions: Words::new(memory, before / 16, entries as usize).ok_or_else(misplaced)?,
             mapping,
-            completions_at: before / 16,
+            completions_at: before,
             submissions,
             submission: SubmissionRing::new(entries).map_err(size)?,
             completion: CompletionRing::new(entries).map_err(size)?,
@@ -410,7 +413,7 @@ fn register(
         Registered {
             shared: Arc::clone(&shared),
             vector,
-            seen: vec![Seen::default(); usize::from(depth)],
+            aborted: Vec::new(),
         },
     );
     Ok(shared)
@@ -420,11 +423,11 @@ impl Inner {
     /// Deletes a queue; returns whether its memory is out of the controller's reach.
     pub(crate) fn delete_queue(&self, shared: &QueueShared, created: Created) -> bool {
         // Whoever resets the controller holds the lock, so the state that is seen under it is a final one.
-        let state = {
+        let running = {
             let _life = self.lock();
-            shared.state()
+            shared.is_running()
         };
-        if state == RUNNING && created != Created::Nothing {
+        if running && created != Created::Nothing {
             let delete = |kind| {
                 let command = DeleteIoQueue {
                     kind,
@@ -438,7 +441,7 @@ impl Inner {
             };
             if let Err(error) = deleted {
                 let mut life = self.lock();
-                if shared.state() == RUNNING {
+                if shared.is_running() {
                     let cause = Cause::Deletion {
                         qid: shared.qid,
                         why: error.to_string(),
@@ -449,7 +452,7 @@ impl Inner {
         }
         let mut life = self.lock();
         life.queues.remove(&shared.qid);
-        matches!(shared.state(), RUNNING | LOST)
+        shared.is_running() || shared.state() == LOST
     }
 
     pub(crate) fn ring_bell(&self) {

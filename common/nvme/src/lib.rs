@@ -9,7 +9,7 @@
 //!
 //! ```text
 //!  issuer's thread                     whoever looks after the controller
-//!  ┌─────────────┐  state, watch words  ┌──────────────────────────────────┐
+//!  ┌─────────────┐  state, reports      ┌──────────────────────────────────┐
 //!  │   IoQueue   │◄────────────────────►│ Controller: service(), admin()   │  one lock: state, admin queue,
 //!  └──────┬──────┘   (loads and stores) └────────────────┬─────────────────┘  register of queues
 //!         │ entries, doorbells                           │ registers, admin queue
@@ -38,6 +38,7 @@ mod clock;
 mod cmb;
 mod controller;
 mod error;
+mod flights;
 mod info;
 mod life;
 mod lists;

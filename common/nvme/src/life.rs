@@ -17,6 +17,7 @@ use crate::bar::Bar;
 use crate::clock::Clock;
 use crate::cmb::CmbState;
 use crate::error::NvmeError;
+use crate::flights::Late;
 use crate::info::{ControllerInfo, Namespace};
 use crate::options::Options;
 use crate::pins::Pins;
@@ -117,23 +118,13 @@ impl Quiet {
     }
 }
 
-/// A command in flight as the last look saw it.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Seen {
-    /// The queue's word for it, or 0.
-    pub(crate) value: u64,
-    /// When it was seen first.
-    pub(crate) since: Duration,
-    /// When it was aborted.
-    pub(crate) aborted: Option<Duration>,
-}
-
 /// A queue in the register.
 #[derive(Debug)]
 pub(crate) struct Registered {
     pub(crate) shared: Arc<QueueShared>,
     pub(crate) vector: Option<u16>,
-    pub(crate) seen: Vec<Seen>,
+    /// Commands that were aborted, as their queue reported them, and when.
+    pub(crate) aborted: Vec<(Late, Duration)>,
 }
 
 /// What is under the lock.

@@ -1,9 +1,9 @@
 //! [`IoQueue`]: a submission and a completion queue of a drive, as a [`Queue`].
 //!
 //! # What an I/O costs
-//! A read or write of up to two pages, in memory that was used before, is eight stores into the submission queue, a few into the slot, and a
-//! completion of two loads. One doorbell per commit and one per poll that found something. No lock, no allocation, no system call, no clock,
-//! no reference count; other threads are heard of by one load per commit and per poll. Everything else goes by [`Rare`](rare).
+//! A read or write of up to two pages, in memory that was used before, is eight stores into the submission queue, a few into the slot's
+//! cache line, and a completion of two loads. One doorbell per commit and one per poll that found something. No lock, no allocation, no system
+//! call, no clock, no reference count; other threads are heard of by one load per commit and per poll. Everything else goes by [`rare`].
 //!
 //! # Whose word is taken
 //! None of the controller's: identifiers, heads and queue numbers are checked before anything is done with them. A queue whose controller
@@ -20,7 +20,7 @@ use std::sync::atomic::Ordering;
 use homi_pci::{Mapping, Registers};
 use homi_queue::{
     Buffer, Command, CommandId, Completed, Completion, CompletionRing, Data, LostReason, Queue, QueueFull,
-    QueueLost, Region, Slot, Slots, SubmissionRing, Wait,
+    QueueLost, Segment, Slot, SubmissionRing, Wait, Words,
 };
 use homi_spec::status::Status;
 
@@ -28,40 +28,40 @@ use crate::admin::fields;
 use crate::cmb::CmbMemory;
 use crate::controller::Controller;
 use crate::error::Refusal;
+use crate::flights::{Flights, OWN_BITS};
 use crate::info::{Namespace, Shape};
-use crate::reach::{Extra, Pointer, Reach};
+use crate::reach::{Extra, Reach};
 use crate::shadow::ShadowDoorbells;
 use crate::shared::{LEAKED, LOST, QueueCounters, QueueShared, RUNNING, add};
 
 mod rare;
 
-/// Opcodes of Write, Read and Compare as bits: the commands whose data is their blocks.
-const BLOCKS: u64 = (1 << 0x01) | (1 << 0x02) | (1 << 0x05);
-/// The bits of an entry's first word that the queue writes: PSDT and the command identifier.
-const OWN_BITS: u64 = 0xffff_c000;
+/// The opcode of Write; that of Read is the next.
+const WRITE: u64 = 0x01;
+/// The phase tag in a completion's last word.
+const PHASE: u64 = 1 << 48;
+/// The submission queue's identifier there.
+const QUEUE: u64 = 0xffff << 16;
 
-/// A command in flight.
-struct Flight {
+/// What is known about a command that is no plain one, beside its slot.
+struct Unusual {
     command: Command,
     data: Data,
     /// The id that `submit` returned, which parts of a split command do not have.
     user: CommandId,
-    /// It is no plain command: see `extra`.
-    rare: bool,
     extra: Extra,
 }
 
 /// A queue's rings in memory.
 pub(crate) struct Rings {
-    /// Entries of both queues, completions after submissions; or completions alone.
-    pub(crate) memory: Region,
+    /// Keeps the memory in the controller's reach.
     pub(crate) mapping: Mapping,
-    /// Where the first completion is, in units of 16 bytes.
+    /// Where completions are in the mapped memory, in bytes.
     pub(crate) completions_at: usize,
-    /// Where submissions are, if not at the start of `memory`.
+    /// Where submissions are, if not at the start of the mapped memory.
     pub(crate) submissions: Option<CmbMemory>,
-    /// The memory that starts with the first submission.
-    pub(crate) entries: Region,
+    pub(crate) entries: Words<8>,
+    pub(crate) completions: Words<2>,
     pub(crate) submission: SubmissionRing,
     pub(crate) completion: CompletionRing,
 }
@@ -87,19 +87,20 @@ pub(crate) struct Parts {
 ///
 /// Dropping the queue deletes it, which waits for the controller; commands in flight are over then, without a completion.
 pub struct IoQueue {
+    flights: Flights,
+    rings: Rings,
+    /// The namespace that was addressed last.
+    shape: Shape,
+    /// The first word of a write to it, without what is the queue's, and bytes of a block.
+    plain: (u64, u64),
+    reach: Reach,
     shared: Arc<QueueShared>,
     registers: Arc<dyn Registers>,
     submission_doorbell: u64,
     completion_doorbell: u64,
-    rings: Rings,
-    slots: Slots<()>,
-    flights: Box<[Flight]>,
-    reach: Reach,
-    /// The namespace that was addressed last.
-    shape: Shape,
-    /// Counts submissions, so that a slot used again looks different.
-    serial: u64,
     shadow: Option<ShadowDoorbells>,
+    /// Entries rung for.
+    placed: u64,
     /// The next poll has more to do than to look.
     attention: Cell<bool>,
     /// Somebody sleeps on the interrupt, which then has to be taken.
@@ -108,6 +109,8 @@ pub struct IoQueue {
     broken: bool,
     /// A part of a split command was placed since the doorbell was rung, which no caller knows of.
     parts: bool,
+    /// By slot.
+    unusual: Box<[Unusual]>,
     /// Commands that were refused, until a poll tells.
     ready: Vec<(Command, Completed)>,
     refusal: Option<Refusal>,
@@ -132,33 +135,35 @@ const NO_SHAPE: Shape = Shape {
     metadata: 0,
     separate: true,
 };
+/// A first word that no command has, the queue's bits being left out: nothing is plain.
+const NOT_PLAIN: (u64, u64) = (OWN_BITS, 0);
 
 impl IoQueue {
     pub(crate) fn new(parts: Parts) -> Self {
         let depth = parts.shared.depth;
-        let flights = (0..depth).map(|_| Flight {
+        let unusual = (0..depth).map(|_| Unusual {
             command: Command::default(),
             data: Data::None,
             user: CommandId(0),
-            rare: false,
             extra: Extra::default(),
         });
         Self {
+            flights: Flights::new(depth),
+            rings: parts.rings,
+            shape: NO_SHAPE,
+            plain: NOT_PLAIN,
+            reach: parts.reach,
             shared: parts.shared,
             registers: parts.registers,
             submission_doorbell: parts.submission_doorbell,
             completion_doorbell: parts.completion_doorbell,
-            rings: parts.rings,
-            slots: Slots::new(depth),
-            flights: flights.collect(),
-            reach: parts.reach,
-            shape: NO_SHAPE,
-            serial: 0,
             shadow: parts.shadow,
+            placed: 0,
             attention: Cell::new(false),
             armed: Cell::new(false),
             broken: false,
             parts: false,
+            unusual: unusual.collect(),
             ready: Vec::new(),
             refusal: None,
             namespaces: parts.namespaces,
@@ -194,13 +199,13 @@ impl IoQueue {
             Some(memory) => memory.address().0,
             None => start,
         };
-        (submissions, start + self.rings.completions_at as u64 * 16)
+        (submissions, start + self.rings.completions_at as u64)
     }
 
     /// Commands in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.slots.in_flight()
+        self.flights.in_flight()
     }
 
     /// The longest transfer in bytes that goes to the controller as one command; longer ones are split.
@@ -220,61 +225,53 @@ impl IoQueue {
         matches!(self.shared.state(), LOST | LEAKED).then(|| self.shared.reason())
     }
 
-    /// The device's view of a plain command: its data is all of its blocks, in memory known to the controller, in at most two pages.
+    /// The pointer for a command whose data is all of its blocks, in memory known to the controller, in at most two pages.
     #[inline]
-    fn plain(&self, words: &[u64; 8], data: &Data) -> Option<(u64, u64)> {
-        let Data::One(segment) = data else { return None };
-        let [first, .., range, _] = words;
-        let opcode = first & 0xff;
-        let blocks = (range & 0xffff) + 1;
+    fn pointer(&self, first: u64, range: u64, segment: &Segment) -> Option<(u64, u64)> {
+        let (write, transfer) = self.plain;
+        // A write or a read, of the namespace addressed last, without flags.
+        if (first & !OWN_BITS).wrapping_sub(write) > 1 {
+            return None;
+        }
         let len = segment.len();
-        let exact = opcode < 64
-            && BLOCKS & (1 << opcode) != 0
-            && first >> 32 == u64::from(self.shape.nsid)
-            && blocks * u64::from(self.shape.transfer) == len as u64;
-        if !exact {
+        if ((range & 0xffff) + 1) * transfer != len as u64 {
             return None;
         }
         self.reach.quick(segment.host_address() as usize, len)
     }
 
-    /// Writes an entry into the submission queue.
+    /// Writes an entry into the submission queue. The first word is complete.
     #[inline]
-    fn place(&mut self, index: usize, id: CommandId, words: &[u64; 8], pointer: Pointer) {
+    fn place(&mut self, words: [u64; 5], pointer: (u64, u64)) {
         // As many entries as commands may be in flight, and one more: there is always room, until the queue is lost.
         let Ok(at) = self.rings.submission.push() else {
             return;
         };
-        let (entries, _) = self.rings.entries.words().unwrap_or(&[]).as_chunks::<8>();
-        let Some([a, b, c, d, e, f, g, h]) = entries.get(usize::from(at)) else {
+        let Some([a, b, c, d, e, f, g, h]) = self.rings.entries.get(at.into()) else {
             return;
         };
-        let [first, second, _, _, _, sixth, seventh, eighth] = words;
-        let own = (u64::from(id.0) << 16) | (pointer.psdt << 14);
-        a.store(((first & !OWN_BITS) | own).to_le(), Ordering::Relaxed);
+        let [first, second, sixth, seventh, eighth] = words;
+        a.store(first.to_le(), Ordering::Relaxed);
         b.store(second.to_le(), Ordering::Relaxed);
         // An issuer's metadata pointer would be an address of its own choice.
         c.store(0, Ordering::Relaxed);
-        d.store(pointer.first.to_le(), Ordering::Relaxed);
-        e.store(pointer.second.to_le(), Ordering::Relaxed);
+        d.store(pointer.0.to_le(), Ordering::Relaxed);
+        e.store(pointer.1.to_le(), Ordering::Relaxed);
         f.store(sixth.to_le(), Ordering::Relaxed);
         g.store(seventh.to_le(), Ordering::Relaxed);
         h.store(eighth.to_le(), Ordering::Relaxed);
-        self.serial = self.serial.wrapping_add(1);
-        if let Some(cell) = self.shared.watch.get(index) {
-            // Never 0: the serial starts at 1.
-            cell.store((self.serial << 16) | u64::from(id.0), Ordering::Relaxed);
-        }
     }
 
     /// Tells the controller what was placed since the last time.
     #[inline]
     fn ring(&mut self) {
+        let placed = self.rings.submission.unoffered();
         let Some(tail) = self.rings.submission.doorbell() else {
             return;
         };
+        self.placed += u64::from(placed);
         let counters = &self.shared.counters;
-        counters.placed.store(self.serial, Ordering::Relaxed);
+        counters.placed.store(self.placed, Ordering::Relaxed);
         if let Some(shadow) = &mut self.shadow
             && !shadow.submission(tail)
         {
@@ -308,123 +305,83 @@ impl IoQueue {
     fn collect(&mut self, completed: &mut impl Extend<Completed>) -> usize {
         let mut tally = Tally::default();
         let end = loop {
-            match self.collect_plain(completed, &mut tally) {
-                End::Rare {
-                    index,
-                    id,
-                    head,
-                    completion,
-                } => {
-                    // Another part of a split command needs the room that this one gives back.
-                    let sane = self.rings.submission.advance_head(head).is_ok();
-                    if !sane || self.slots.take(id).is_err() {
-                        break End::Nonsense {
-                            id,
-                            qid: self.shared.qid,
-                            head,
-                        };
-                    }
-                    self.rings.completion.advance();
-                    tally.found += 1;
-                    tally.head = None;
-                    if let Some(cell) = self.shared.watch.get(index) {
-                        cell.store(0, Ordering::Relaxed);
-                    }
-                    if let Some(done) = self.rare_completed(index, completion) {
-                        completed.extend(Some(done));
-                        tally.completed += 1;
-                    }
-                }
-                end => break end,
+            let IoQueue {
+                rings,
+                flights,
+                shared,
+                ..
+            } = &mut *self;
+            // A controller that never stops completing does not keep its caller here.
+            let most = usize::from(flights.depth()).saturating_sub(tally.found);
+            let mut plain = Plain {
+                stop: usize::from(rings.completion.head()) + most,
+                completions: &rings.completions,
+                at: rings.completion.head().into(),
+                expected: u64::from(shared.qid) << 16 | u64::from(rings.completion.phase()) << 48,
+                flights,
+                last: tally.last,
+                end: End::Empty,
+            };
+            completed.extend(&mut plain);
+            let found = most.saturating_sub(plain.stop.saturating_sub(plain.at));
+            let end = plain.end;
+            tally.last = plain.last;
+            tally.found += found;
+            tally.completed += found;
+            // No more than there are slots, so no more than the queue has entries.
+            rings.completion.advance_by(u32::try_from(found).unwrap_or(0));
+            let End::Rare { id, rest, result } = end else {
+                break end;
+            };
+            let (head, ..) = fields(rest);
+            // Another part of a split command needs the room that this one gives back.
+            let sane = self.rings.submission.advance_head(head).is_ok();
+            if !sane || !self.flights.free(id) {
+                break End::Nonsense { rest };
+            }
+            self.rings.completion.advance();
+            tally.found += 1;
+            tally.last = 0;
+            if let Some(done) = self.rare_completed(id, completion(rest, result)) {
+                completed.extend(Some(done));
+                tally.completed += 1;
             }
         };
         self.collected(&tally, end);
         tally.completed
     }
 
-    /// Collects completions of plain commands, until there is something else.
-    #[inline]
-    fn collect_plain(&mut self, completed: &mut impl Extend<Completed>, tally: &mut Tally) -> End {
-        let Self {
-            rings,
-            slots,
-            flights,
-            shared,
-            ..
-        } = self;
-        let (entries, _) = rings.memory.words().unwrap_or(&[]).as_chunks::<2>();
-        let entries = entries.get(rings.completions_at..).unwrap_or(&[]);
-        let watch = &shared.watch;
-        let (qid, depth) = (shared.qid, slots.depth());
-        // A controller that never stops completing does not keep its caller here.
-        while tally.found < usize::from(depth) {
-            let Some([low, high]) = entries.get(usize::from(rings.completion.head())) else {
-                break;
-            };
-            // The phase tag says that the rest is there.
-            let rest = u64::from_le(high.load(Ordering::Acquire));
-            let (head, queue, id, status) = fields(rest);
-            if !rings.completion.is_new(status & 1 != 0) {
-                break;
-            }
-            let id = CommandId(id);
-            let index = id.slot_index(depth);
-            let completion = Completion {
-                status: Status::from_wire(status),
-                result: u64::from_le(low.load(Ordering::Relaxed)),
-            };
-            let (Some(flight), Some(cell)) = (flights.get_mut(index), watch.get(index)) else {
-                return End::Nonsense { id, qid: queue, head };
-            };
-            if queue != qid {
-                return End::Nonsense { id, qid: queue, head };
-            }
-            if flight.rare {
-                return End::Rare {
-                    index,
-                    id,
-                    head,
-                    completion,
-                };
-            }
-            if slots.take(id).is_err() {
-                return End::Nonsense { id, qid: queue, head };
-            }
-            rings.completion.advance();
-            cell.store(0, Ordering::Relaxed);
-            tally.found += 1;
-            tally.completed += 1;
-            tally.head = Some(head);
-            completed.extend(Some(Completed {
-                id: flight.user,
-                completion,
-                data: mem::take(&mut flight.data),
-            }));
-        }
-        End::Empty
-    }
-
     /// What is done once for all completions that a poll found.
     #[inline]
     fn collected(&mut self, tally: &Tally, mut end: End) {
         // The last one says how far the controller got. The others are not believed, so they are not checked.
-        if let Some(head) = tally.head
-            && self.rings.submission.advance_head(head).is_err()
-        {
-            let (id, qid) = (CommandId(0), self.shared.qid);
-            end = End::Nonsense { id, qid, head };
+        if tally.last != 0 {
+            let (head, ..) = fields(tally.last);
+            if self.rings.submission.advance_head(head).is_err() {
+                end = End::Nonsense { rest: tally.last };
+            }
         }
         if tally.found > 0 {
             self.release_completions(tally.found);
         }
-        if let End::Nonsense { id, qid, head } = end {
-            self.fail(id, qid, head);
+        if let End::Nonsense { rest } = end {
+            self.fail(rest);
         } else if mem::take(&mut self.parts) {
             self.ring();
         }
         if self.reach.table.has_gone() {
             self.let_go();
         }
+    }
+}
+
+/// What came of a command, from the words of its completion.
+#[inline]
+fn completion(rest: u64, result: u64) -> Completion {
+    let (.., status) = fields(rest);
+    Completion {
+        status: Status::from_wire(status),
+        result,
     }
 }
 
@@ -435,8 +392,9 @@ struct Tally {
     found: usize,
     /// Commands that are over: a part of a split command is none.
     completed: usize,
-    /// How far the controller got in the submission queue, as the last entry says.
-    head: Option<u16>,
+    /// The last word of the last entry of a plain command, which says how far the controller got in the submission queue; or 0, which is none,
+    /// because such a word names the queue.
+    last: u64,
 }
 
 /// Why collecting stopped.
@@ -444,61 +402,128 @@ enum End {
     /// There is nothing more.
     Empty,
     /// The next entry is of no plain command.
-    Rare {
-        index: usize,
-        id: CommandId,
-        head: u16,
-        completion: Completion,
-    },
-    /// The controller answered nonsense.
-    Nonsense { id: CommandId, qid: u16, head: u16 },
+    Rare { id: CommandId, rest: u64, result: u64 },
+    /// The controller answered nonsense, with this last word of an entry.
+    Nonsense { rest: u64 },
+}
+
+/// Completions of plain commands, until there is something else.
+struct Plain<'a> {
+    /// Where to stop: it may be past the last entry.
+    stop: usize,
+    completions: &'a Words<2>,
+    /// The next entry.
+    at: usize,
+    /// Queue identifier and phase tag that it has if it is new.
+    expected: u64,
+    flights: &'a mut Flights,
+    /// The last word of the last entry, or 0.
+    last: u64,
+    end: End,
+}
+
+/// What an entry is that is not of a plain command.
+#[cold]
+#[inline(never)]
+fn other(flights: &Flights, rest: u64, result: u64) -> End {
+    let (_, _, id, _) = fields(rest);
+    let id = CommandId(id);
+    if flights.is_rare(id) {
+        End::Rare { id, rest, result }
+    } else {
+        End::Nonsense { rest }
+    }
+}
+
+/// Says that what follows is seldom done.
+#[cold]
+const fn seldom() {}
+
+impl Iterator for Plain<'_> {
+    type Item = Completed;
+
+    #[inline]
+    fn next(&mut self) -> Option<Completed> {
+        if self.at == self.stop {
+            return None;
+        }
+        let [low, high] = match self.completions.get(self.at) {
+            Some(entry) => entry,
+            None => {
+                seldom();
+                // After the last entry comes the first, with the other phase tag.
+                self.at = 0;
+                self.stop = self.stop.saturating_sub(self.completions.len());
+                self.expected ^= PHASE;
+                self.completions.get(0)?
+            }
+        };
+        // The phase tag says that the rest is there.
+        let rest = u64::from_le(high.load(Ordering::Acquire));
+        let different = rest ^ self.expected;
+        if different & (PHASE | QUEUE) != 0 {
+            if different & PHASE == 0 {
+                self.end = End::Nonsense { rest };
+            }
+            return None;
+        }
+        let (_, _, id, _) = fields(rest);
+        let id = CommandId(id);
+        let result = u64::from_le(low.load(Ordering::Relaxed));
+        let Some(segment) = self.flights.take_plain(id) else {
+            self.end = other(self.flights, rest, result);
+            return None;
+        };
+        self.at += 1;
+        self.last = rest;
+        Some(Completed {
+            id,
+            completion: completion(rest, result),
+            data: Data::One(segment),
+        })
+    }
 }
 
 impl Queue for IoQueue {
     fn depth(&self) -> u16 {
-        self.slots.depth()
+        self.flights.depth()
     }
 
     #[inline]
     fn reserve(&mut self) -> Result<Slot, QueueFull> {
-        self.slots.reserve().ok_or(QueueFull)
+        self.flights.reserve().ok_or(QueueFull)
     }
 
     fn release(&mut self, slot: Slot) {
-        self.slots.release(slot);
+        self.flights.release(slot);
     }
 
     #[inline]
-    fn submit(&mut self, slot: Slot, command: Command, mut data: Data) -> CommandId {
-        let index = slot.index();
-        let id = self.slots.occupy(slot, ());
+    fn submit(&mut self, slot: Slot, command: Command, data: Data) -> CommandId {
+        let (index, id) = (slot.index(), slot.id());
         let words: [u64; 8] = zerocopy::transmute!(command.0);
-        let words = words.map(u64::from_le);
-        let plain = self.plain(&words, &data);
-        let Some(flight) = self.flights.get_mut(index) else {
+        // The pointers are the queue's to choose.
+        let [a, b, _, _, _, f, g, h] = words.map(u64::from_le);
+        let segment = match data {
+            Data::One(segment) => segment,
+            other => {
+                self.submit_rare(index, id, [a, b, f, g, h], other);
+                return id;
+            }
+        };
+        let (Some(pointer), Some(flight)) = (self.pointer(a, g, &segment), self.flights.get_mut(index))
+        else {
+            self.submit_rare(index, id, [a, b, f, g, h], Data::One(segment));
             return id;
         };
-        flight.command = command;
-        flight.user = id;
-        flight.rare = plain.is_none();
-        // Nothing is dropped: a slot that is free has no data.
-        mem::swap(&mut flight.data, &mut data);
-        if let Some((first, second)) = plain {
-            let pointer = Pointer {
-                first,
-                second,
-                psdt: 0,
-            };
-            self.place(index, id, &words, pointer);
-        } else {
-            self.submit_rare(index, id);
-        }
+        let first = flight.occupy(id, [a, b, f, g, h], segment);
+        self.place([first, b, f, g, h], pointer);
         id
     }
 
     #[inline]
     fn commit(&mut self) -> Result<(), QueueLost> {
-        if self.shared.state() != RUNNING || self.broken {
+        if !self.shared.is_running() || self.broken {
             return self.still_lost();
         }
         if self.reach.generation() != self.generation {
@@ -517,7 +542,6 @@ impl Queue for IoQueue {
     }
 
     fn take_back(&mut self, data: Data) -> Result<Buffer, Data> {
-        self.reach.table.set_next(self.serial + 1);
         for segment in data.segments() {
             self.reach
                 .table
@@ -542,8 +566,8 @@ impl fmt::Debug for IoQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IoQueue")
             .field("qid", &self.shared.qid)
-            .field("depth", &self.slots.depth())
-            .field("in_flight", &self.slots.in_flight())
+            .field("depth", &self.flights.depth())
+            .field("in_flight", &self.flights.in_flight())
             .finish_non_exhaustive()
     }
 }
@@ -557,13 +581,13 @@ impl Drop for IoQueue {
         }
         // Nothing keeps the controller from any of this.
         mem::forget(self.rings.mapping.clone());
-        let flights = mem::take(&mut self.flights).into_vec();
-        let (data, extras): (Vec<_>, Vec<_>) = flights
-            .into_iter()
-            .map(|flight| (flight.data, flight.extra))
-            .unzip();
-        mem::forget(data);
-        self.reach.leak(extras.into_iter());
+        let flights = mem::replace(&mut self.flights, Flights::new(1));
+        flights.into_segments().for_each(mem::forget);
+        let unusual = mem::take(&mut self.unusual).into_iter().map(|unusual| {
+            mem::forget(unusual.data);
+            unusual.extra
+        });
+        self.reach.leak(unusual);
         if let Some(shadow) = self.shadow.take() {
             shadow.leak();
         }

@@ -83,7 +83,11 @@ impl Reach {
         let page = rules.page.bytes();
         let align = usize::try_from(page.max(space.page())).unwrap_or(4096);
         Self {
-            table: Table::new(rules.kept_mappings, rules.kept_bytes),
+            table: Table::new(
+                usize::try_from(page).unwrap_or(4096),
+                rules.kept_mappings,
+                rules.kept_bytes,
+            ),
             pins,
             // One that is none: the first look takes everything over.
             generation: u64::MAX,
@@ -132,6 +136,12 @@ impl Reach {
     /// The pointer for bytes that lie in the entry found last and in at most two pages: the common case, without a list.
     #[inline]
     pub(crate) fn quick(&self, start: usize, len: usize) -> Option<(u64, u64)> {
+        if len as u64 <= self.page
+            && let Some(first) = self.table.page(start)
+            && first & (self.page - 1) == 0
+        {
+            return Some((first, 0));
+        }
         let first = self.table.quick(start, len)?;
         let offset = first & (self.page - 1);
         let end = offset + len as u64;

@@ -3,7 +3,6 @@
 //! The order of a stop is what keeps memory safe: queues are told to ring no more; the controller is kept from memory (disabled, or its
 //! function reset, or bus mastering ended); only then do queues and callers get their commands back.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use homi_spec::admin::Abort;
@@ -11,7 +10,8 @@ use homi_spec::controller::{ShutdownNotification, ShutdownStatus};
 
 use crate::admin::Purpose;
 use crate::error::NvmeError;
-use crate::life::{Cause, Inner, Life, Quiet, Seen, State};
+use crate::life::{Cause, Inner, Life, Quiet, State};
+use crate::shared::Report;
 
 /// How often a controller that is idle is looked at.
 const IDLE: Duration = Duration::from_secs(1);
@@ -213,38 +213,33 @@ impl Inner {
             .map_or(1, |info| u16::from(info.identify.acl_z) + 1);
         let Life { queues, admin, .. } = life;
         for (qid, queue) in queues.iter_mut() {
-            for (cell, seen) in queue.shared.watch.iter().zip(&mut queue.seen) {
-                let value = cell.load(Ordering::Relaxed);
-                if value != seen.value {
-                    *seen = Seen {
-                        value,
-                        since: now,
-                        aborted: None,
-                    };
-                    continue;
-                }
-                let age = now.saturating_sub(seen.since);
-                if value == 0 || age < timeout {
-                    continue;
-                }
-                let late = match seen.aborted {
-                    Some(at) => now.saturating_sub(at) >= self.options.abort_timeout,
+            // All that is judged is what the queue's thread saw when it looked: since then, a command may have come to its end.
+            let report = queue.shared.take_report();
+            queue.shared.ask();
+            let Some(Report { now: seen, late }) = report else {
+                continue;
+            };
+            queue.aborted.retain(|(aborted, _)| late.contains(aborted));
+            for command in late {
+                let age = seen.saturating_sub(command.since);
+                let aborted = queue.aborted.iter().find(|(other, _)| *other == command);
+                let too_late = match aborted {
+                    Some((_, at)) => seen.saturating_sub(*at) >= self.options.abort_timeout,
                     // Too many others are being aborted.
                     None => age >= timeout + self.options.abort_timeout,
                 };
-                if late {
+                if too_late {
                     return Some(Cause::Timeout {
                         qid: *qid,
                         after: timeout,
                     });
                 }
-                if seen.aborted.is_none() && admin.aborts < abort_limit {
-                    // The low 16 bits are the id.
-                    let cid = u16::try_from(value & 0xffff).unwrap_or(0);
+                if aborted.is_none() && admin.aborts < abort_limit {
+                    let cid = command.id;
                     tracing::warn!(qid, cid, ?age, "a command takes too long and is aborted");
                     let abort = Abort { sqid: *qid, cid }.to_sqe(0);
                     if admin.submit(&self.bar, now, Purpose::Abort, abort, None).is_ok() {
-                        seen.aborted = Some(now);
+                        queue.aborted.push((command, now));
                     }
                 }
             }

@@ -2,9 +2,12 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use homi_pci::Vector;
 use homi_queue::LostReason;
+
+use crate::flights::Late;
 
 /// Commands are executed.
 pub(crate) const RUNNING: u32 = 0;
@@ -14,6 +17,16 @@ pub(crate) const STOPPED: u32 = 1;
 pub(crate) const LOST: u32 = 2;
 /// The queue is over, but nothing kept the controller from its memory, which must never be used again.
 pub(crate) const LEAKED: u32 = 3;
+/// Commands are executed, and the queue's thread is asked which have been in flight for too long.
+const ASKED: u32 = 4;
+
+/// What a queue's thread says about commands that take too long.
+#[derive(Debug)]
+pub(crate) struct Report {
+    /// When it looked: these commands were in flight then.
+    pub(crate) now: Duration,
+    pub(crate) late: Vec<Late>,
+}
 
 macro_rules! counters {
     ($( $(#[$meta:meta])* $name:ident, )*) => {
@@ -81,8 +94,7 @@ pub(crate) struct QueueShared {
     pub(crate) depth: u16,
     state: AtomicU32,
     reason: Mutex<Option<LostReason>>,
-    /// Per slot: serial number and id of the command in flight (id in the low 16 bits), or 0.
-    pub(crate) watch: Box<[AtomicU64]>,
+    report: Mutex<Option<Report>>,
     /// The controller answered nonsense on this queue, and has to be reset.
     broken: AtomicBool,
     broken_by: Mutex<Option<String>>,
@@ -102,7 +114,7 @@ impl QueueShared {
             depth,
             state: AtomicU32::new(RUNNING),
             reason: Mutex::new(None),
-            watch: (0..depth).map(|_| AtomicU64::new(0)).collect(),
+            report: Mutex::new(None),
             broken: AtomicBool::new(false),
             broken_by: Mutex::new(None),
             counters: Cells::default(),
@@ -114,6 +126,46 @@ impl QueueShared {
     pub(crate) fn state(&self) -> u32 {
         // What the controller did before it changed the state is seen after it is read.
         self.state.load(Ordering::Acquire)
+    }
+
+    /// Whether commands are executed.
+    #[inline]
+    pub(crate) fn is_running(&self) -> bool {
+        self.state() & !ASKED == RUNNING
+    }
+
+    pub(crate) fn is_asked(&self) -> bool {
+        self.state() == ASKED
+    }
+
+    /// Asks the queue's thread which commands have been in flight for too long, and wakes it if it may be asleep.
+    pub(crate) fn ask(&self) {
+        let counters = &self.counters;
+        // Both are read without order, so this may be wrong once, and is right the next time.
+        if counters.placed.load(Ordering::Relaxed) == counters.completed.load(Ordering::Relaxed) {
+            return;
+        }
+        // A queue that is being stopped is not asked.
+        let asked = self
+            .state
+            .compare_exchange(RUNNING, ASKED, Ordering::AcqRel, Ordering::Acquire);
+        if asked.is_ok() {
+            self.wake();
+        }
+    }
+
+    /// The queue's thread answers.
+    pub(crate) fn answer(&self, report: Report) {
+        *lock(&self.report) = Some(report);
+        // Unless it was stopped meanwhile.
+        let _ = self
+            .state
+            .compare_exchange(ASKED, RUNNING, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// The answer, once.
+    pub(crate) fn take_report(&self) -> Option<Report> {
+        lock(&self.report).take()
     }
 
     /// Nothing may be rung from here on.

@@ -1,6 +1,9 @@
 //! [`Table`]: where a queue's memory is for the controller, by address. It belongs to one queue, so nothing in it is shared or atomic.
 
 use homi_pci::Mapping;
+use homi_queue::CommandId;
+
+use crate::flights::Flights;
 
 /// How many neighbours with a lower address are tried, for ranges that overlap.
 const NEIGHBOURS: usize = 8;
@@ -34,6 +37,8 @@ struct Entry {
 struct Last {
     base: usize,
     len: usize,
+    /// From how many addresses on a whole page follows.
+    pages: usize,
     delta: u64,
     entry: u32,
 }
@@ -41,16 +46,18 @@ struct Last {
 const NO_LAST: Last = Last {
     base: 0,
     len: 0,
+    pages: 0,
     delta: 0,
     entry: NONE,
 };
 
 /// Mappings by address.
 ///
-/// Commands in flight are not counted: what goes while there may be some that use it is kept with the serial number of the command that was
-/// about to be submitted, until all up to that one are over. So a command costs nothing here but being looked up.
+/// Commands in flight are not counted: what goes while there may be some that use it is kept until all are over that were in flight then. So a
+/// command costs nothing here but being looked up.
 pub(crate) struct Table {
     last: Last,
+    page: usize,
     entries: Vec<Option<Entry>>,
     /// First addresses with their entries, ascending.
     order: Vec<(usize, u32)>,
@@ -61,15 +68,21 @@ pub(crate) struct Table {
     bytes: usize,
     most: usize,
     most_bytes: usize,
-    /// Mappings that went, each with the last command that may use it.
-    gone: Vec<(u64, Mapping)>,
-    /// The serial number of the next command.
-    next: u64,
+    gone: Vec<Gone>,
+}
+
+/// A mapping that went.
+struct Gone {
+    mapping: Mapping,
+    /// The commands that may use it; `None` until [`Table::let_go`] was told which are in flight.
+    users: Option<Vec<CommandId>>,
 }
 
 impl Table {
-    pub(crate) fn new(most: usize, most_bytes: usize) -> Self {
+    /// A table for pages of `page` bytes, that keeps `most` mappings of `most_bytes` together.
+    pub(crate) fn new(page: usize, most: usize, most_bytes: usize) -> Self {
         Self {
+            page,
             last: NO_LAST,
             entries: Vec::new(),
             order: Vec::new(),
@@ -80,7 +93,6 @@ impl Table {
             most,
             most_bytes,
             gone: Vec::new(),
-            next: 0,
         }
     }
 
@@ -88,8 +100,18 @@ impl Table {
     #[inline]
     pub(crate) fn quick(&self, start: usize, len: usize) -> Option<u64> {
         let at = start.wrapping_sub(self.last.base);
-        (at < self.last.len && len <= self.last.len - at)
-            .then(|| (start as u64).wrapping_add(self.last.delta))
+        let room = self.last.len.checked_sub(at)?;
+        if len > room {
+            return None;
+        }
+        Some((start as u64).wrapping_add(self.last.delta))
+    }
+
+    /// The controller's address of a memory page, if it lies in the entry that was found last.
+    #[inline]
+    pub(crate) fn page(&self, start: usize) -> Option<u64> {
+        let at = start.wrapping_sub(self.last.base);
+        (at < self.last.pages).then(|| (start as u64).wrapping_add(self.last.delta))
     }
 
     /// The controller's address of bytes, if they are mapped.
@@ -107,7 +129,7 @@ impl Table {
             })
         })?;
         self.clock += 1;
-        let (clock, before) = (self.clock, self.last.entry);
+        let (clock, before, page) = (self.clock, self.last.entry, self.page);
         if let Some(entry) = self.entry(before) {
             entry.used = clock;
         }
@@ -117,6 +139,7 @@ impl Table {
         self.last = Last {
             base: entry.base,
             len: entry.len,
+            pages: (entry.len + 1).saturating_sub(page),
             delta,
             entry: index,
         };
@@ -127,20 +150,22 @@ impl Table {
         self.entries.get_mut(index as usize)?.as_mut()
     }
 
-    /// Says which serial number the next command has. Before anything goes.
-    pub(crate) fn set_next(&mut self, next: u64) {
-        self.next = next;
-    }
-
     /// Whether mappings wait for commands to be over.
     #[inline]
     pub(crate) fn has_gone(&self) -> bool {
         !self.gone.is_empty()
     }
 
-    /// Lets go of what no command from `oldest` on can use.
-    pub(crate) fn let_go(&mut self, oldest: u64) {
-        self.gone.retain(|(last, _)| *last >= oldest);
+    /// Lets go of what no command in flight can use. To be called before the next completion is taken after something went.
+    pub(crate) fn let_go(&mut self, flights: &Flights) {
+        self.gone.retain_mut(|gone| {
+            let users = gone.users.get_or_insert_with(|| flights.iter().collect());
+            // One that is in flight is enough to know.
+            while users.last().is_some_and(|id| !flights.has(*id)) {
+                users.pop();
+            }
+            !users.is_empty()
+        });
     }
 
     /// Keeps a mapping. A cached one takes the place of those that were not used for the longest time; one that is larger than all that may
@@ -149,7 +174,7 @@ impl Table {
         let (base, len) = (mapping.memory().host_address() as usize, mapping.memory().len());
         if kept == Kept::Cached {
             if len > self.most_bytes || self.most == 0 {
-                self.gone.push((self.next, mapping));
+                self.gone_with(mapping);
                 return;
             }
             self.make_room(len);
@@ -206,7 +231,11 @@ impl Table {
         }
         self.order.retain(|(_, other)| *other != index);
         self.free.push(index);
-        self.gone.push((self.next, entry.mapping));
+        self.gone_with(entry.mapping);
+    }
+
+    fn gone_with(&mut self, mapping: Mapping) {
+        self.gone.push(Gone { mapping, users: None });
     }
 
     /// Forgets mappings, but pinned ones, that the bytes lie in.
@@ -262,8 +291,8 @@ impl Table {
         for entry in self.entries.drain(..).flatten() {
             std::mem::forget(entry.mapping);
         }
-        for (_, mapping) in self.gone.drain(..) {
-            std::mem::forget(mapping);
+        for gone in self.gone.drain(..) {
+            std::mem::forget(gone.mapping);
         }
         self.order.clear();
         self.free.clear();
@@ -308,9 +337,16 @@ mod tests {
     #[test]
     fn memory_in_use_is_kept_until_its_last_command_is_over() {
         let space = DmaSpace::new(Box::new(Anything));
-        let mut table = Table::new(2, 1 << 20);
+        let mut table = Table::new(4096, 2, 1 << 20);
         let (base, first) = mapping(&space, 8192);
-        table.set_next(1);
+        let mut flights = Flights::new(4);
+        let mut begin = || {
+            let slot = flights.reserve().unwrap();
+            let id = slot.id();
+            flights.get_mut(slot.index()).unwrap().occupy_rarely(id);
+            id
+        };
+        let (one, two) = (begin(), begin());
         table.insert(first, Kept::Cached);
         assert_eq!(
             table.find(base + 4096, 4096).map(|address| address % 4096),
@@ -318,27 +354,35 @@ mod tests {
         );
         assert_eq!(table.find(base + 4096, 4097), None);
         assert!(table.quick(base, 8192).is_some());
-        // Commands 1 and 2 use it; it goes before 3.
-        table.set_next(3);
+        assert_eq!(table.page(base + 4096), table.quick(base + 4096, 4096));
+        assert!(table.page(base + 4097).is_none() && table.page(base - 1).is_none());
+        // Both commands use it; it goes while a third is being made.
+        let three = begin();
         table.forget(base, 10);
         assert_eq!(table.find(base, 1), None, "nobody uses it from here on");
         assert!(table.has_gone());
-        table.let_go(2);
-        table.let_go(3);
+        table.let_go(&flights);
+        assert!(flights.free(one));
+        let slot = flights.reserve().unwrap();
+        let id = slot.id();
+        flights.get_mut(slot.index()).unwrap().occupy_rarely(id);
+        assert!(flights.free(two));
+        table.let_go(&flights);
         assert_eq!(
             space.usage().unmapped,
             0,
-            "the command that is being made may use it"
+            "the command that was being made may use it"
         );
-        table.let_go(4);
-        assert_eq!(space.usage().unmapped, 1);
+        assert!(flights.free(three));
+        table.let_go(&flights);
+        assert_eq!(space.usage().unmapped, 1, "a later command does not");
         assert!(!table.has_gone());
     }
 
     #[test]
     fn the_cache_is_bounded_and_pins_are_not() {
         let space = DmaSpace::new(Box::new(Anything));
-        let mut table = Table::new(2, 1 << 20);
+        let mut table = Table::new(4096, 2, 1 << 20);
         let (bases, mappings): (Vec<_>, Vec<_>) = (0..3).map(|_| mapping(&space, 4096)).unzip();
         let pinned: Vec<_> = mappings
             .iter()
@@ -358,7 +402,7 @@ mod tests {
         let (large, huge) = mapping(&space, 2 << 20);
         table.insert(huge, Kept::Cached);
         assert_eq!(table.find(large, 1), None, "too large to be kept");
-        table.let_go(u64::MAX);
+        table.let_go(&Flights::new(1));
         table.forget(bases[1], 1);
         drop(table);
         let usage = space.usage();

@@ -10,7 +10,7 @@
 //! - [`GatherList`] — bytes and memory to be sent as one batch.
 //!
 //! There is no I/O and no clock here. The only unsafe code is in [`memory`], which owns allocations and copies
-//! bytes in and out of them, and in the private `copy`, which makes these copies.
+//! bytes in and out of them, in the private `copy`, which makes these copies, and in [`words`].
 
 pub mod address;
 pub mod command;
@@ -23,6 +23,7 @@ pub mod queue;
 pub mod ring;
 pub mod sgl;
 pub mod slots;
+pub mod words;
 
 pub use address::{AddressOverflow, BusAddress, Iova, IovaRange, RemoteAddress, RemoteKey, Unmapped};
 pub use command::{Command, Completion, DataDirection};
@@ -34,3 +35,4 @@ pub use queue::{Completed, LostReason, Queue, QueueFull, QueueLost, Undelivered,
 pub use ring::{CompletionRing, HeadError, RingFull, RingSizeError, SubmissionRing};
 pub use sgl::{NoSgls, SglBuildError, SglPart, SglRules, SglWalkError};
 pub use slots::{CommandId, Slot, Slots, StaleCommand};
+pub use words::Words;

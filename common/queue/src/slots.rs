@@ -35,13 +35,30 @@ impl fmt::Display for CommandId {
 /// A reserved place in a queue. It is used up by `submit`, or given back with `release`.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a reserved slot is used by `submit` or given back by `release`; dropped, it shortens the queue"]
-pub struct Slot(u16);
+pub struct Slot {
+    index: u16,
+    id: CommandId,
+}
 
 impl Slot {
+    /// A place of a queue that keeps a table of its own: its index, and the id that its command will have.
+    #[inline]
+    pub const fn new(index: u16, id: CommandId) -> Self {
+        Self { index, id }
+    }
+
     /// The slot's index, below the queue's depth.
     #[must_use]
+    #[inline]
     pub fn index(&self) -> usize {
-        usize::from(self.0)
+        usize::from(self.index)
+    }
+
+    /// The id that the command submitted here will have.
+    #[must_use]
+    #[inline]
+    pub const fn id(&self) -> CommandId {
+        self.id
     }
 }
 
@@ -109,7 +126,11 @@ impl<T> Slots<T> {
     #[inline]
     pub fn reserve(&mut self) -> Option<Slot> {
         if let Some(index) = self.free.pop() {
-            return Some(Slot(index));
+            let id = self
+                .entries
+                .get(usize::from(index))
+                .map_or(index, |entry| entry.id);
+            return Some(Slot::new(index, CommandId(id)));
         }
         let index = u16::try_from(self.entries.len())
             .ok()
@@ -118,25 +139,25 @@ impl<T> Slots<T> {
             id: index,
             value: None,
         });
-        Some(Slot(index))
+        Some(Slot::new(index, CommandId(index)))
     }
 
     /// Gives a reserved slot back unused.
     pub fn release(&mut self, slot: Slot) {
-        self.free.push(slot.0);
+        self.free.push(slot.index);
     }
 
     /// The id that [`Slots::occupy`] will give this slot's command.
     #[must_use]
     pub fn id_of(&self, slot: &Slot) -> CommandId {
-        CommandId(self.entries.get(slot.index()).map_or(slot.0, |entry| entry.id))
+        slot.id
     }
 
     /// Puts a command into its slot and returns its id.
     #[inline]
     pub fn occupy(&mut self, slot: Slot, value: T) -> CommandId {
         let Some(entry) = self.entries.get_mut(slot.index()) else {
-            return CommandId(slot.0);
+            return slot.id;
         };
         debug_assert!(entry.value.is_none(), "a slot is reserved once");
         entry.value = Some(value);

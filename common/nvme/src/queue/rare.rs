@@ -2,21 +2,22 @@
 
 use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use homi_pci::Mapping;
 use homi_queue::{
     Command, CommandId, Completed, Completion, Data, DataDirection, LostReason, QueueLost, Region, Slot,
     Undelivered,
 };
-use homi_spec::command::{Fuse, NvmOpcode};
+use homi_spec::command::{Fuse, NvmOpcode, Sqe};
 use homi_spec::status::Status;
 
-use super::{IoQueue, NO_SHAPE};
+use super::{IoQueue, NO_SHAPE, NOT_PLAIN, WRITE};
+use crate::admin::fields;
 use crate::error::Refusal;
+use crate::flights::OWN_BITS;
 use crate::info::Shape;
-use crate::reach::{Extra, Pointer, Split};
-use crate::shared::{LEAKED, LOST, RUNNING, add};
+use crate::reach::{Pointer, Split};
+use crate::shared::{LEAKED, LOST, Report, add};
 use crate::table::Kept;
 
 /// Dword 12 bit 29 of a read or write: protection information is inserted or stripped (PRACT).
@@ -27,22 +28,16 @@ impl IoQueue {
     #[cold]
     pub(super) fn refresh(&mut self) {
         self.generation = self.reach.generation();
-        self.reach.table.set_next(self.serial + 1);
         self.reach.refresh();
         self.let_go();
         self.namespaces = self.controller.inner().namespaces();
-        self.shape = NO_SHAPE;
+        (self.shape, self.plain) = (NO_SHAPE, NOT_PLAIN);
     }
 
     /// Unmaps what no command in flight can use.
     #[cold]
     pub(super) fn let_go(&mut self) {
-        let in_flight = self.shared.watch.iter().filter_map(|cell| {
-            let word = cell.load(Ordering::Relaxed);
-            (word != 0).then_some(word >> 16)
-        });
-        let oldest = in_flight.min().unwrap_or(u64::MAX);
-        self.reach.table.let_go(oldest);
+        self.reach.table.let_go(&self.flights);
     }
 
     fn shape_of(&mut self, nsid: u32) -> Result<Shape, Refusal> {
@@ -62,15 +57,16 @@ impl IoQueue {
             return Err(Refusal::Metadata { nsid });
         }
         self.shape = found.shape;
+        self.plain = (u64::from(nsid) << 32 | WRITE, found.shape.transfer.into());
         Ok(found.shape)
     }
 
     /// Bytes that the command in a slot transfers, if that is known, and bytes of a block if it is about blocks.
     fn transfer(&mut self, index: usize) -> Result<(Option<u64>, Option<u64>), Refusal> {
-        let Some(flight) = self.flights.get(index) else {
+        let Some(unusual) = self.unusual.get(index) else {
             return Ok((None, None));
         };
-        let command = flight.command;
+        let command = unusual.command;
         match command.opcode() {
             NvmOpcode::READ | NvmOpcode::WRITE | NvmOpcode::COMPARE => {
                 let shape = self.shape_of(command.nsid())?;
@@ -86,21 +82,35 @@ impl IoQueue {
         }
     }
 
-    /// Submits the command in a slot, whatever it is.
-    pub(super) fn submit_rare(&mut self, index: usize, id: CommandId) {
+    /// Submits a command, whatever it is.
+    #[inline(never)]
+    pub(super) fn submit_rare(&mut self, index: usize, id: CommandId, words: [u64; 5], data: Data) {
+        let [a, b, f, g, h] = words;
+        let sqe: Sqe = zerocopy::transmute!([a, b, 0, 0, 0, f, g, h].map(u64::to_le));
+        self.settle_in(index, id, Command(sqe), data);
         if let Err(refusal) = self.begin(index, id) {
             self.refuse(index, id, refusal);
+        }
+    }
+
+    /// Puts a command that is no plain one into its slot.
+    fn settle_in(&mut self, index: usize, id: CommandId, command: Command, data: Data) {
+        if let (Some(flight), Some(unusual)) = (self.flights.get_mut(index), self.unusual.get_mut(index)) {
+            flight.occupy_rarely(id);
+            unusual.command = command;
+            unusual.data = data;
+            unusual.user = id;
         }
     }
 
     fn begin(&mut self, index: usize, id: CommandId) -> Result<(), Refusal> {
         let (transfer, block) = self.transfer(index)?;
         let max = self.reach.max_len();
-        let Some(flight) = self.flights.get_mut(index) else {
+        let Some(unusual) = self.unusual.get_mut(index) else {
             return Ok(());
         };
-        let direction = flight.command.direction();
-        let len = flight.data.len() as u64;
+        let direction = unusual.command.direction();
+        let len = unusual.data.len() as u64;
         let wanted = transfer.unwrap_or(len);
         let enough = if block.is_some() {
             len == wanted
@@ -113,7 +123,7 @@ impl IoQueue {
                 data: len,
             });
         }
-        let fused = flight.command.0.fuse() != Fuse::NORMAL;
+        let fused = unusual.command.0.fuse() != Fuse::NORMAL;
         let mut split = None;
         if wanted > max {
             let too_long = Refusal::TooLong { len, max };
@@ -132,16 +142,16 @@ impl IoQueue {
                 most,
             });
         }
-        if let Data::Anywhere { len } = flight.data {
+        if let Data::Anywhere { len } = unusual.data {
             if direction != DataDirection::ControllerToHost {
                 return Err(Refusal::Anywhere);
             }
             if len > 0 {
                 self.reach
-                    .lend(&mut flight.data, &mut flight.extra, &self.shared.counters)?;
+                    .lend(&mut unusual.data, &mut unusual.extra, &self.shared.counters)?;
             }
         }
-        flight.extra.split = split;
+        unusual.extra.split = split;
         if split.is_some() {
             add(&self.shared.counters.split, 1);
         }
@@ -150,12 +160,12 @@ impl IoQueue {
 
     /// Places the part of a command that is due: all of it, if it is not split.
     fn place_part(&mut self, index: usize, id: CommandId) -> Result<(), Refusal> {
-        let Some(flight) = self.flights.get_mut(index) else {
+        let Some(unusual) = self.unusual.get_mut(index) else {
             return Ok(());
         };
-        let direction = flight.command.direction();
-        let mut command = flight.command;
-        let (at, len) = match flight.extra.split {
+        let direction = unusual.command.direction();
+        let mut command = unusual.command;
+        let (at, len) = match unusual.extra.split {
             Some(split) => {
                 let before = (split.at / split.block) as u64;
                 command.0.set_lba(command.lba().wrapping_add(before));
@@ -170,24 +180,28 @@ impl IoQueue {
                 }
                 (split.at, split.len)
             }
-            None => (0, flight.data.len()),
+            None => (0, unusual.data.len()),
         };
-        self.reach.table.set_next(self.serial + 1);
         let pointer = if direction == DataDirection::None {
             Pointer::default()
         } else {
             self.reach.point(
-                &flight.data,
+                &unusual.data,
                 at,
                 len,
                 direction,
-                &mut flight.extra,
+                &mut unusual.extra,
                 &self.shared.counters,
             )?
         };
         let words: [u64; 8] = zerocopy::transmute!(command.0);
-        let words = words.map(u64::from_le);
-        self.place(index, id, &words, pointer);
+        let [first, second, _, _, _, sixth, seventh, eighth] = words.map(u64::from_le);
+        let first = first & !OWN_BITS | u64::from(id.0) << 16 | pointer.psdt << 14;
+        let words = [first, second, sixth, seventh, eighth];
+        self.place(words, (pointer.first, pointer.second));
+        if self.reach.table.has_gone() {
+            self.let_go();
+        }
         Ok(())
     }
 
@@ -195,7 +209,6 @@ impl IoQueue {
     /// another space is dropped.
     pub fn keep(&mut self, mapping: Mapping) {
         if self.reach.is_of(&mapping) {
-            self.reach.table.set_next(self.serial + 1);
             self.reach.table.insert(mapping, Kept::Given);
         }
     }
@@ -203,7 +216,6 @@ impl IoQueue {
     /// Lets go of the mapping of memory that nobody mapped with [`Controller::map`](crate::Controller::map). If commands in flight use it, it goes
     /// with the last of them.
     pub fn forget(&mut self, region: &Region) {
-        self.reach.table.set_next(self.serial + 1);
         self.reach
             .table
             .forget(region.host_address() as usize, region.len());
@@ -213,15 +225,9 @@ impl IoQueue {
     /// Takes a command that is not to be executed, for reasons of who issues on somebody's behalf: it completes with `status`, and the
     /// controller never sees it.
     pub fn reject(&mut self, slot: Slot, command: Command, data: Data, status: Status) -> CommandId {
-        let index = slot.index();
-        let id = self.slots.occupy(slot, ());
-        if let Some(flight) = self.flights.get_mut(index) {
-            flight.command = command;
-            flight.data = data;
-            flight.user = id;
-            flight.rare = true;
-            self.refuse(index, id, Refusal::Rejected(status));
-        }
+        let (index, id) = (slot.index(), slot.id());
+        self.settle_in(index, id, command, data);
+        self.refuse(index, id, Refusal::Rejected(status));
         id
     }
 
@@ -230,8 +236,8 @@ impl IoQueue {
         let status = refusal.status();
         add(&self.shared.counters.refused, 1);
         self.refusal = Some(refusal);
-        let _ = self.slots.take(id);
-        let command = self.flights.get(index).map(|flight| flight.command);
+        self.flights.free(id);
+        let command = self.unusual.get(index).map(|unusual| unusual.command);
         if let Some(done) = self.end(index, Completion::failed(status)) {
             self.ready.push((command.unwrap_or_default(), done));
             self.attention.set(true);
@@ -240,35 +246,35 @@ impl IoQueue {
 
     /// Gives back what a command held and makes its outcome.
     fn end(&mut self, index: usize, completion: Completion) -> Option<Completed> {
-        let flight = self.flights.get_mut(index)?;
-        self.reach.finish(&mut flight.extra);
-        flight.rare = false;
+        let unusual = self.unusual.get_mut(index)?;
+        self.reach.finish(&mut unusual.extra);
         Some(Completed {
-            id: flight.user,
+            id: unusual.user,
             completion,
-            data: mem::take(&mut flight.data),
+            data: mem::take(&mut unusual.data),
         })
     }
 
     /// A device command completed that is no plain one: `None` if the rest of its command goes on.
     #[inline(never)]
-    pub(super) fn rare_completed(&mut self, index: usize, completion: Completion) -> Option<Completed> {
-        let flight = self.flights.get_mut(index)?;
-        let (at, len) = match flight.extra.split {
+    pub(super) fn rare_completed(&mut self, id: CommandId, completion: Completion) -> Option<Completed> {
+        let index = id.slot_index(self.flights.depth());
+        let unusual = self.unusual.get_mut(index)?;
+        let (at, len) = match unusual.extra.split {
             Some(split) => (split.at, split.len),
-            None => (0, flight.data.len()),
+            None => (0, unusual.data.len()),
         };
         let read = completion.is_success()
             && matches!(
-                flight.command.direction(),
+                unusual.command.direction(),
                 DataDirection::ControllerToHost | DataDirection::Bidirectional
             );
         let settled = self.reach.settle(
-            &flight.data,
+            &unusual.data,
             at,
             len,
             read,
-            &mut flight.extra,
+            &mut unusual.extra,
             &self.shared.counters,
         );
         if settled.is_err() {
@@ -276,10 +282,10 @@ impl IoQueue {
             return self.end(index, Completion::failed(Status::INTERNAL_ERROR));
         }
         if completion.is_success()
-            && let Some(split) = &mut flight.extra.split
+            && let Some(split) = &mut unusual.extra.split
         {
             split.at += split.len;
-            split.len = split.most.min(flight.data.len().saturating_sub(split.at));
+            split.len = split.most.min(unusual.data.len().saturating_sub(split.at));
             if split.len > 0 {
                 return self.go_on(index);
             }
@@ -290,19 +296,20 @@ impl IoQueue {
     /// Submits the next part of a split command.
     fn go_on(&mut self, index: usize) -> Option<Completed> {
         // The slot that was given back last is the first to be taken again.
-        let Some(slot) = self.slots.reserve() else {
+        let Some(slot) = self.flights.reserve() else {
             return self.end(index, Completion::failed(Status::INTERNAL_ERROR));
         };
         if slot.index() != index {
-            self.slots.release(slot);
+            self.flights.release(slot);
             return self.end(index, Completion::failed(Status::INTERNAL_ERROR));
         }
-        let id = self.slots.occupy(slot, ());
+        let id = slot.id();
+        self.flights.get_mut(index)?.occupy_rarely(id);
         if let Err(refusal) = self.place_part(index, id) {
             let status = refusal.status();
             add(&self.shared.counters.refused, 1);
             self.refusal = Some(refusal);
-            let _ = self.slots.take(id);
+            self.flights.free(id);
             return self.end(index, Completion::failed(status));
         }
         self.parts = true;
@@ -311,7 +318,9 @@ impl IoQueue {
 
     /// The controller answered nonsense: nothing more is collected, and it has to be reset.
     #[cold]
-    pub(super) fn fail(&mut self, id: CommandId, qid: u16, head: u16) {
+    pub(super) fn fail(&mut self, rest: u64) {
+        let (head, qid, id, _) = fields(rest);
+        let id = CommandId(id);
         let what = if qid != self.shared.qid {
             format!("a completion says that it is of queue {qid}")
         } else {
@@ -331,6 +340,9 @@ impl IoQueue {
     #[cold]
     pub(super) fn poll_rare(&mut self, completed: &mut impl Extend<Completed>) -> Result<usize, QueueLost> {
         self.attention.set(self.broken);
+        if self.shared.is_asked() {
+            self.look();
+        }
         let mut count = self.ready.len();
         completed.extend(self.ready.drain(..).map(|(_, done)| done));
         if self.armed.replace(false)
@@ -342,12 +354,23 @@ impl IoQueue {
             }
         }
         // After the interrupt was taken: what raises it later is seen later.
-        if self.shared.state() != RUNNING || self.broken {
+        if !self.shared.is_running() || self.broken {
             self.still_lost()?;
             return Ok(count);
         }
         count += self.collect(completed);
         Ok(count)
+    }
+
+    /// Says which commands have been in flight for too long, as the controller's service asked.
+    fn look(&mut self) {
+        let inner = self.controller.inner();
+        let Some(after) = inner.options.command_timeout else {
+            return;
+        };
+        let now = inner.clock.now();
+        let late = self.flights.look(now, after);
+        self.shared.answer(Report { now, late });
     }
 
     /// An error if the queue is over, with the commands that have no outcome yet. While the controller is being stopped, nothing.
@@ -364,33 +387,36 @@ impl IoQueue {
             data: done.data,
         });
         let mut undelivered: Vec<Undelivered> = refused.collect();
-        for (id, ()) in self.slots.drain() {
-            let Some(flight) = self.flights.get_mut(id.slot_index(self.slots.depth())) else {
+        let ids: Vec<CommandId> = self.flights.iter().collect();
+        for id in ids {
+            let index = id.slot_index(self.flights.depth());
+            let (Some(flight), Some(unusual)) = (self.flights.get_mut(index), self.unusual.get_mut(index))
+            else {
                 continue;
             };
-            let mut data = mem::take(&mut flight.data);
+            let rare = flight.is_rare();
+            let (id, command, mut data) = if rare {
+                (unusual.user, unusual.command, mem::take(&mut unusual.data))
+            } else {
+                let data = flight.take_segment().map_or(Data::None, Data::One);
+                (id, flight.command(), data)
+            };
+            let mut extra = mem::take(&mut unusual.extra);
             if state == LEAKED {
                 // The controller may still write there, so nobody gets this back.
                 mem::forget(mem::take(&mut data));
-                mem::forget(mem::take(&mut flight.extra));
-            } else if flight.rare {
-                let mut extra = mem::take(&mut flight.extra);
+                mem::forget(extra);
+            } else if rare {
                 // Nothing is copied; what it held is given back.
                 let _ = self
                     .reach
                     .settle(&data, 0, 0, false, &mut extra, &self.shared.counters);
                 self.reach.finish(&mut extra);
-                flight.extra = Extra::default();
             }
-            flight.rare = false;
-            undelivered.push(Undelivered {
-                id: flight.user,
-                command: flight.command,
-                data,
-            });
+            undelivered.push(Undelivered { id, command, data });
         }
-        for cell in &self.shared.watch {
-            cell.store(0, Ordering::Relaxed);
+        for undelivered in self.flights.iter().collect::<Vec<_>>() {
+            self.flights.free(undelivered);
         }
         let reason: LostReason = self.shared.reason();
         Err(QueueLost::new(reason, undelivered))
