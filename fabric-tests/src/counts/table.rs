@@ -82,6 +82,14 @@ impl Table {
             "allocations_per_io".to_owned(),
             json!(self.allocations(end).map(|most| round(most, 6))),
         );
+        let by_case = self.costs.iter().map(|costs| {
+            let count = costs.of(end).allocations.map(|count| round(count, 6));
+            (costs.case.to_string(), json!(count))
+        });
+        object.insert(
+            "allocations_per_io_by_case".to_owned(),
+            Value::Object(by_case.collect()),
+        );
         let copies = of_size(&|costs| json!(round(costs.of(end).copies, 4)));
         object.insert("copies_per_io".to_owned(), copies);
         object.insert(

@@ -253,7 +253,7 @@ impl SendQueue {
             ring: 0,
             unsignaled: 0,
             // Some work request among those that fill the queue is always signaled, so a full queue empties by itself.
-            signal_every: (depth / 4).clamp(1, 32),
+            signal_every: (depth / 2).clamp(1, 32),
         }
     }
 
