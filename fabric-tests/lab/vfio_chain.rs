@@ -35,6 +35,25 @@ const DRIVES: Guest = Guest {
     ..Guest::SMALL
 };
 
+const BUFFERS: Guest = Guest {
+    iommu: true,
+    drives: &[
+        NvmeDrive {
+            serial: "one",
+            cmb_mib: 16,
+            ..NvmeDrive::PLAIN
+        },
+        NvmeDrive {
+            serial: "two",
+            cmb_mib: 16,
+            ..NvmeDrive::PLAIN
+        },
+    ],
+    user_network: false,
+    memory_mib: 1024,
+    ..Guest::SMALL
+};
+
 const CHAIN: Test = Test {
     peer: Peer::LinuxHost,
     kernels: Kernels::Default,
@@ -82,6 +101,25 @@ pub const TESTS: &[Test] = &[
         peer: Peer::Own,
         needs: &[Requirement::Vfio],
         run: removed,
+        ..CHAIN
+    },
+    Test {
+        name: "staged_in_the_drive",
+        feature: "a drive of the target's own with data placed in its memory buffer: ext4 over TCP, read back by the kernel's driver",
+        transport: Transport::Tcp,
+        needs: &[Requirement::Vfio, Requirement::LinuxHost],
+        guests: &[BUFFERS],
+        run: staged,
+        ..CHAIN
+    },
+    Test {
+        name: "copied_inside",
+        feature: "homi copy between drives through the memory buffer of one of them; homi list of drives",
+        transport: Transport::Pcie,
+        peer: Peer::Drive,
+        needs: &[Requirement::Vfio],
+        guests: &[BUFFERS],
+        run: copied_inside,
         ..CHAIN
     },
     Test {
@@ -223,6 +261,123 @@ fn removed(lab: &Lab) -> Result<(), Failure> {
     // It comes back for the kernel.
     guest
         .sh("echo 1 >/sys/bus/pci/rescan; until_true 30 drive_block chain 1")
+        .map(drop)
+}
+
+fn staged(lab: &Lab) -> Result<(), Failure> {
+    let guest = lab.guest(0)?;
+    let drive = taken(guest, "one")?;
+    let config = |transport: &str, placement: &str| {
+        format!(
+            "[node]\nshards = 2\n{}[[subsystem]]\nnqn = \"{NQN}\"\nallow_any_host = true\n\
+             [[subsystem.namespace]]\nnsid = 1\ndrive = \"{drive}\"\nplacement = \"{placement}\"\n",
+            listener(transport, "127.0.0.1:4420")
+        )
+    };
+    let target = guest.target(&config("tcp", "cmb"))?;
+    guest.connect_over("tcp", "127.0.0.1", 4420, NQN, "--nr-io-queues=2")?;
+    let disk = guest.namespace(NQN, 1)?;
+    guest.sh_within(
+        Duration::from_secs(250),
+        &format!(
+            "mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0 {disk}
+             mkdir -p /mnt/chain
+             mount {disk} /mnt/chain
+             head -c 24M /dev/urandom >large
+             cp large /mnt/chain/
+             umount /mnt/chain
+             echo 3 >/proc/sys/vm/drop_caches
+             fsck.ext4 -fn {disk}
+             mount -o ro {disk} /mnt/chain
+             cmp large /mnt/chain/large
+             umount /mnt/chain
+             nvme disconnect-all"
+        ),
+    )?;
+    target.stop()?;
+    let log = target.log();
+    let through = log
+        .lines()
+        .find_map(|line| line.split_once(" bytes of data went through memory buffers of drives"))
+        .and_then(|(before, _)| before.rsplit(' ').next()?.parse::<u64>().ok());
+    // The file went there and came back.
+    ensure!(
+        through.is_some_and(|bytes| bytes >= 48 << 20),
+        "the target says: {log}"
+    );
+    lab.note(&format!("bytes through the drive's memory buffer: {through:?}"));
+    returned(guest, "one", &drive)?;
+    guest
+        .sh_within(
+            Duration::from_secs(60),
+            "disk=$(drive_block one 1)
+             fsck.ext4 -fn $disk
+             mount -o ro $disk /mnt/chain
+             cmp large /mnt/chain/large
+             umount /mnt/chain",
+        )
+        .map(drop)
+}
+
+fn copied_inside(lab: &Lab) -> Result<(), Failure> {
+    let guest = lab.guest(0)?;
+    guest.sh(
+        "head -c 16M /dev/urandom >image; dd if=image of=$(drive_block one 1) bs=1M oflag=direct status=none",
+    )?;
+    let before = guest.sh("homi list nvme+pci:// --json")?.json()?;
+    let drives = before["drives"].as_array().map_or(0, Vec::len);
+    ensure!(
+        drives == 2 && before["drives"][0]["usable"] == false && before["drives"][0]["driver"] == "nvme",
+        "homi list says {before}"
+    );
+    let (one, two) = (taken(guest, "one")?, taken(guest, "two")?);
+    let after = guest.sh("homi list nvme+pci://")?;
+    ensure!(
+        after.stdout.matches("bound to VFIO").count() == 2,
+        "homi list says {}",
+        after.stdout
+    );
+    let told = guest.sh(&format!("homi list nvme+pci://{one} --json"))?.json()?;
+    let namespaces = &told["controllers"][0]["namespaces"];
+    ensure!(
+        namespaces[0]["nsid"] == 1 && namespaces[0]["serial"] == "one",
+        "homi list says {told}"
+    );
+    // The destination's own buffer first; both ways, so that each drive is once the one that reaches over.
+    for (from, to, at) in [(&one, &two, "0"), (&two, &one, "32M")] {
+        let told = guest
+            .sh_within(
+                Duration::from_secs(100),
+                &format!(
+                    "homi copy nvme+pci://{from}/1 nvme+pci://{to}/1 --via auto --count 16M --to {at} --verify --json"
+                ),
+            )?
+            .json()?;
+        lab.note(&told.to_string());
+        let via = &told["via"];
+        ensure!(
+            told["verified"] == true
+                && via["memory"] == "cmb"
+                && via["holder"] == "destination"
+                && via["drive"] == to.as_str()
+                && via["bounced"] == 0
+                && via["mapped"] == 0,
+            "homi copy says {told}"
+        );
+    }
+    let said = guest.sh_fails(&format!("homi copy nvme+pci://{one}/1 image2 --via cmb"))?;
+    ensure!(
+        said.stderr.contains("is no drive of this process's"),
+        "homi says {}",
+        said.stderr
+    );
+    returned(guest, "one", &one)?;
+    returned(guest, "two", &two)?;
+    guest
+        .sh(
+            "dd if=$(drive_block two 1) bs=1M count=16 iflag=direct status=none | cmp - image
+             dd if=$(drive_block one 1) bs=1M skip=32 count=16 iflag=direct status=none | cmp - image",
+        )
         .map(drop)
 }
 

@@ -16,10 +16,12 @@ use fabric_tests::network::{Network, NetworkHost};
 use fabric_tests::random::contents;
 use fabric_tests::settings::{DATA, parse};
 use homi_initiator::FabricQueue;
-use homi_local::{Drive, Drives};
+use homi_local::{CopyRange, Drive, Drives, Holder, PeerBuffer};
 use homi_nvme::State;
 use homi_queue::Command;
-use homi_soft_controller::{NamespaceConfig, SoftConfig, SoftController};
+use homi_soft_controller::{
+    CmbConfig, CommandMatch, Fault, FaultRule, NamespaceConfig, SoftConfig, SoftController, Trigger,
+};
 use homi_spec::Status;
 use homi_target::config::Config;
 use homi_target::drive_options;
@@ -88,21 +90,25 @@ fn config(shards: u16) -> Config {
 
 impl Bed {
     fn new(shards: u16, soft: SoftConfig) -> Self {
-        let config = config(shards);
+        Self::serving(&config(shards), soft).unwrap()
+    }
+
+    fn serving(config: &Config, soft: SoftConfig) -> Result<Self, String> {
         let soft = SoftController::new(SoftConfig {
             namespaces: vec![NamespaceConfig::new(16384, 9), NamespaceConfig::new(4096, 12)],
             ..soft
         })
         .unwrap();
         let clockwork = Clockwork::start(soft.clone());
-        let drives = Drives::new(drive_options(&config));
+        let drives = Drives::new(drive_options(config));
         drives.provide(ADDRESS.parse().unwrap(), soft.physical());
-        Self {
-            network: Network::start_with(&config, drives.clone()).unwrap(),
+        let network = Network::start_with(config, drives.clone()).map_err(|error| error.to_string())?;
+        Ok(Self {
+            network,
             soft,
             drives,
             clockwork,
-        }
+        })
     }
 
     fn host(&mut self) -> NetworkHost {
@@ -456,4 +462,292 @@ fn a_drive_that_is_taken_away_takes_nothing_else_with_it() {
     }
     until("its pairs are gone", || bed.pairs().0 == 0);
     bed.network.service_mut().stop();
+}
+
+/// A target whose second namespace has its data pass through the drive's memory buffer.
+fn cmb_config(rest: &str) -> Config {
+    parse(&format!(
+        "[node]\nshards = 1\npoll_us = 0\nmax_transfer = \"128K\"\n[[listener]]\naddress = \"127.0.0.1:0\"\n{rest}\
+         [[subsystem]]\nnqn = \"{DATA}\"\nallow_any_host = true\n\
+         [[subsystem.namespace]]\nnsid = 1\ndrive = \"{ADDRESS}/1\"\n\
+         [[subsystem.namespace]]\nnsid = 2\ndrive = \"{ADDRESS}/2\"\nplacement = \"cmb\"\n\
+         [[subsystem.namespace]]\nnsid = {RAM}\nram = \"4M\"\nblock_size = 4096\n"
+    ))
+}
+
+fn with_cmb(cmb: Option<CmbConfig>) -> SoftConfig {
+    SoftConfig {
+        cmb,
+        ..SoftConfig::default()
+    }
+}
+
+#[test]
+fn data_of_a_namespace_placed_in_the_drives_memory_buffer_touches_no_host_memory() {
+    let config = cmb_config("");
+    let mut bed = Bed::serving(&config, with_cmb(Some(CmbConfig::new(1 << 20)))).unwrap();
+    let mut host = bed.host();
+    let (mut one, mut other) = (host.queue(16), host.queue(16));
+    for round in 0..8 {
+        verify(&mut one, 0, round);
+        verify(&mut other, 1000, 50 + round);
+    }
+    let data = 2 * 8 * 2 * (4096 + 16384 + 4096 + 131_072);
+    let traffic = bed.soft.traffic(0);
+    assert!(
+        traffic.cmb_read >= data / 2 && traffic.cmb_written >= data / 2,
+        "{traffic:?}"
+    );
+    // Entries and lists, for commands of 4 KiB and more.
+    assert!(
+        traffic.read + traffic.written < 64 << 10,
+        "the drive read or wrote data elsewhere: {traffic:?}"
+    );
+    let status = bed.network.service().drives().remove(0);
+    let sum = |count: fn(&homi_nvme::QueueCounters) -> u64| -> u64 {
+        status.queues.iter().map(|queue| count(&queue.counters)).sum()
+    };
+    assert_eq!((sum(|c| c.mapped), sum(|c| c.bounced)), (0, 0));
+    until("the shard tells", || {
+        bed.network.service().counters()[0].bytes_cmb == data
+    });
+    // The other namespace's data goes through host memory.
+    assert!(
+        one.execute(Command::write(1, 0, 8), memory(&contents(3, 4096)))
+            .0
+            .is_success()
+    );
+    assert!(other.bytes(Command::read(1, 0, 8), blank(4096)) == contents(3, 4096));
+    assert_eq!(bed.network.service().counters()[0].bytes_cmb, data);
+    bed.end();
+}
+
+#[test]
+fn commands_wait_while_the_drives_memory_buffer_is_full() {
+    let config = cmb_config("");
+    let mut bed = Bed::serving(&config, with_cmb(Some(CmbConfig::new(256 << 10)))).unwrap();
+    let mut host = bed.host();
+    let mut queues: Vec<_> = (0..3).map(|_| host.queue(32)).collect();
+    for round in 0..4_u64 {
+        for write in [true, false] {
+            let ids: Vec<Vec<_>> = queues
+                .iter_mut()
+                .zip(0_u64..)
+                .map(|(queue, number)| {
+                    let ids = (0..32_u64)
+                        .map(|index| {
+                            let len = if index % 3 == 0 { 131_072 } else { 8192 };
+                            let (lba, blocks) =
+                                (number * 1100 + index * 32, u32::try_from(len / 4096).unwrap());
+                            if write {
+                                let bytes = contents(round << 16 | number << 8 | index, len);
+                                queue.submit(Command::write(2, lba, blocks), memory(&bytes))
+                            } else {
+                                queue.submit(Command::read(2, lba, blocks), blank(len))
+                            }
+                        })
+                        .collect();
+                    queue.commit().unwrap();
+                    ids
+                })
+                .collect();
+            for ((queue, ids), number) in queues.iter_mut().zip(ids).zip(0_u64..) {
+                for (id, index) in ids.into_iter().zip(0_u64..) {
+                    let done = queue.completion_of(id).unwrap();
+                    assert_eq!(done.completion.status, Status::SUCCESS);
+                    if !write {
+                        let len = done.data.len();
+                        assert!(
+                            bytes_of(&done.data) == contents(round << 16 | number << 8 | index, len),
+                            "{round} {number} {index}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+    drop(queues);
+    bed.end();
+}
+
+#[test]
+fn a_drive_whose_memory_buffer_holds_data_is_reset_and_goes_on() {
+    let config = cmb_config("");
+    let mut bed = Bed::serving(&config, with_cmb(Some(CmbConfig::new(1 << 20)))).unwrap();
+    let mut host = bed.host();
+    let mut queue = host.queue(16);
+    verify(&mut queue, 0, 1);
+    let drive = bed.drive();
+    for round in 0..5 {
+        drive.controller().reset().unwrap();
+        until("it works again", || {
+            queue
+                .try_execute(Command::read(2, 0, 1), blank(4096))
+                .unwrap()
+                .0
+                .is_success()
+        });
+        verify(&mut queue, 0, 10 + round);
+    }
+    drop(drive);
+    bed.end();
+}
+
+#[test]
+fn what_cannot_have_data_in_the_drives_memory_buffer_is_refused_and_says_what_is_missing() {
+    let rdma = "[[listener]]\ntransport = \"rdma\"\naddress = \"127.0.0.1:0\"\n";
+    let little = CmbConfig::new(64 << 10);
+    let no_reads = CmbConfig {
+        read_data: false,
+        ..CmbConfig::new(1 << 20)
+    };
+    for (rest, cmb, expected) in [
+        ("", None, "CAP.CMBS"),
+        ("", Some(little), "lower node.max_transfer"),
+        ("", Some(no_reads), "CMBSZ.RDS"),
+        (rdma, Some(CmbConfig::new(1 << 20)), "as a dma-buf"),
+    ] {
+        let error = Bed::serving(&cmb_config(rest), with_cmb(cmb)).err().unwrap();
+        assert!(
+            error.contains(expected) && error.contains("namespace 2"),
+            "{error}"
+        );
+    }
+}
+
+fn whole_drive(name: &str, cmb: Option<CmbConfig>) -> (SoftController, Clockwork, Drive) {
+    let soft = SoftController::new(SoftConfig {
+        name: name.to_owned(),
+        namespaces: vec![NamespaceConfig::new(8192, 9)],
+        cmb,
+        ..SoftConfig::default()
+    })
+    .unwrap();
+    let clockwork = Clockwork::start(soft.clone());
+    let drive = Drive::take_over(soft.physical(), None, homi_nvme::Options::new()).unwrap();
+    (soft, clockwork, drive)
+}
+
+#[test]
+fn a_drive_is_copied_to_another_through_the_memory_buffer_of_either() {
+    let size = 512 << 10;
+    for (of_source, of_destination, expected) in [
+        (None, Some(CmbConfig::new(size)), Holder::Destination),
+        (Some(CmbConfig::new(size)), None, Holder::Source),
+        (
+            Some(CmbConfig::new(size)),
+            Some(CmbConfig::new(size)),
+            Holder::Destination,
+        ),
+        (
+            Some(CmbConfig::new(size)),
+            Some(CmbConfig {
+                write_data: false,
+                ..CmbConfig::new(size)
+            }),
+            Holder::Source,
+        ),
+    ] {
+        let (a, _a_work, from) = whole_drive("soft:a", of_source);
+        let (b, _b_work, to) = whole_drive("soft:b", of_destination);
+        let bytes = contents(42, 3 << 20);
+        assert!(a.write_media(1, 4096, &bytes));
+        let (buffer, instead) = PeerBuffer::choose(&from, &to, 128 << 10, 8).unwrap();
+        assert_eq!(buffer.holder(), expected);
+        assert_eq!(instead.is_some(), expected == Holder::Source);
+        assert_eq!(
+            buffer.window(),
+            (128 << 10, 4),
+            "as many transfers as the buffer holds"
+        );
+        let maps = |soft: &SoftController| soft.space(0).unwrap().mappings();
+        let before = (a.traffic(0), b.traffic(0), maps(&a), maps(&b));
+        let range = CopyRange {
+            from: 4096,
+            to: 1 << 20,
+            count: 3 << 20,
+        };
+        let (mut told, mut last) = (0, 0);
+        let report = buffer
+            .copy(range, true, |written| {
+                assert!(written > last);
+                last = written;
+                told += 1;
+            })
+            .unwrap();
+        assert_eq!((report.reads, report.writes), (24, 24));
+        assert_eq!((report.mapped, report.bounced), (0, 0));
+        assert_eq!((told > 0, last), (true, 3 << 20));
+        let mut copied = vec![0; bytes.len()];
+        assert!(b.read_media(1, 1 << 20, &mut copied));
+        assert!(copied == bytes);
+        assert!(b.flushes(1) > 0);
+        // The holder moved everything inside, the other over the bus, to or from the buffer and nowhere else.
+        let (own, other, was) = match expected {
+            Holder::Destination => (b.traffic(0), a.traffic(0), before.1),
+            Holder::Source => (a.traffic(0), b.traffic(0), before.0),
+        };
+        let inside = own.cmb_read + own.cmb_written;
+        assert_eq!(inside, 3 << 20, "{own:?}");
+        let entries = own.read + own.written - was.read - was.written;
+        assert!(entries < 128 << 10, "{own:?}");
+        assert!(other.read + other.written >= 3 << 20, "{other:?}");
+        let error = buffer
+            .copy(CopyRange { from: 100, ..range }, true, |_| {})
+            .unwrap_err();
+        assert!(error.to_string().contains("multiples of 512"), "{error}");
+        let error = buffer
+            .copy(CopyRange { to: 2 << 20, ..range }, true, |_| {})
+            .unwrap_err();
+        assert!(error.to_string().contains("do not fit"), "{error}");
+        drop((buffer, from, to));
+        for soft in [a, b] {
+            assert_eq!(soft.misuse(), []);
+            let space = soft.space(0).unwrap();
+            assert_eq!((space.faults(), space.early_unmaps()), (Vec::new(), Vec::new()));
+        }
+    }
+}
+
+#[test]
+fn drives_without_memory_buffers_say_so_and_one_that_fails_ends_the_copy() {
+    let (_a, _a_work, from) = whole_drive("soft:a", None);
+    let (b, _b_work, to) = whole_drive("soft:b", None);
+    let [first, second] = PeerBuffer::choose(&from, &to, 4096, 1).err().unwrap();
+    assert!(
+        first
+            .to_string()
+            .contains("of the destination cannot be used: soft:b"),
+        "{first}"
+    );
+    assert!(
+        second
+            .to_string()
+            .contains("of the source cannot be used: soft:a"),
+        "{second}"
+    );
+    drop((b, to));
+    let (b, _b_work, to) = whole_drive("soft:b", Some(CmbConfig::new(64 << 10)));
+    let buffer = PeerBuffer::of(Holder::Destination, &from, &to, 32 << 10, 8).unwrap();
+    b.add_fault(FaultRule {
+        function: None,
+        trigger: Trigger::Command(CommandMatch::io_opcode(1)),
+        skip: 3,
+        times: 1,
+        fault: Fault::Refuse(Status::WRITE_FAULT),
+    });
+    let range = CopyRange {
+        from: 0,
+        to: 0,
+        count: 1 << 20,
+    };
+    let error = buffer.copy(range, false, |_| {}).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("a write of soft:b at byte 98304 failed"),
+        "{error}"
+    );
+    // The next one goes well.
+    assert_eq!(buffer.copy(range, false, |_| {}).unwrap().writes, 32);
 }

@@ -19,7 +19,8 @@ use crate::fabric::FabricQueue;
 use crate::keeper::{Association, AssociationShared, Keeper};
 use crate::options::{InitiatorBuilder, Options};
 use crate::uri::{FabricUri, Transport, Uri};
-use homi_local::{DriveOptions, Drives};
+use homi_local::{Drive, DriveError, DriveOptions, Drives};
+use homi_pci::PciAddress;
 
 /// Entries of an admin queue: the smallest that fabrics allow, which nobody has needed more than.
 const ADMIN_ENTRIES: u16 = 32;
@@ -249,6 +250,24 @@ impl Initiator {
     /// As [`Initiator::open`].
     pub fn open_to_read(&self, uri: &Uri) -> Result<Device, Error> {
         self.open_for(uri, Purpose::Reading)
+    }
+
+    /// All namespaces of a drive that this process drives itself, and why some of them cannot be used.
+    ///
+    /// # Errors
+    /// [`Error::Drive`] if the drive cannot be had.
+    pub fn open_drive(&self, address: PciAddress) -> Result<Vec<Result<Device, Error>>, Error> {
+        let drives = &self.shared.drives;
+        // They keep the drive while it is opened once more for each.
+        let namespaces = drives.open_all(address)?;
+        let open = |namespace: &Result<Drive, DriveError>| match namespace {
+            Ok(drive) => {
+                let nsid = Some(drive.nsid());
+                Device::local(Uri::Pci { address, nsid }, Purpose::Everything, drives)
+            }
+            Err(error) => Err(Error::Unsupported(error.to_string())),
+        };
+        Ok(namespaces.iter().map(open).collect())
     }
 
     fn open_for(&self, uri: &Uri, purpose: Purpose) -> Result<Device, Error> {

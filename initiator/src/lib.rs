@@ -61,7 +61,8 @@ pub use homi_fabric::host::{
 };
 /// What is known of namespaces of this machine.
 pub use homi_local::{
-    DmaBufUnsupported, Drive, KernelNamespace, NamespaceIds, Passthrough, kernel_namespaces, namespace_at,
+    CopyRange, CopyReport, DmaBufUnsupported, Drive, Holder, KernelNamespace, NamespaceIds, Passthrough,
+    PeerBuffer, Unusable, kernel_namespaces, namespace_at,
 };
 /// What goes through a queue, so that a program needs this one crate only.
 pub use homi_queue::{

@@ -47,6 +47,8 @@ pub(crate) struct Arena {
     told: usize,
     /// Regions that there may be.
     most: usize,
+    /// Bytes of each region.
+    region: usize,
     /// Bytes of the largest buffer.
     largest: usize,
     /// Bytes in free blocks.
@@ -67,10 +69,35 @@ impl Arena {
             free: vec![NONE; usize::from(class_of(region)) + 1],
             told: 0,
             most: budget.div_ceil(region).max(1),
+            region,
             largest,
             idle: 0,
             lent: 0,
         }
+    }
+
+    /// An arena of these regions of `len` bytes each, a power of two of at least 4096, which are all that it will have.
+    pub(crate) fn over(regions: Vec<Region>, len: usize) -> Self {
+        let mut arena = Self::new(0, len);
+        arena.region = len;
+        arena.free = vec![NONE; usize::from(class_of(len)) + 1];
+        arena.most = regions.len();
+        for region in regions {
+            // There are no more than this many.
+            let _ = arena.add(region);
+        }
+        arena.told = arena.regions.len();
+        arena
+    }
+
+    /// Bytes of the buffer for `len` bytes.
+    pub(crate) fn size_of(len: usize) -> usize {
+        size_of_class(class_of(len))
+    }
+
+    /// Bytes that are free.
+    pub(crate) fn idle(&self) -> usize {
+        self.idle
     }
 
     /// The next region that came since this was asked last.
@@ -82,7 +109,7 @@ impl Arena {
     }
 
     fn region_len(&self) -> usize {
-        self.largest.max(REGION)
+        self.region
     }
 
     fn blocks_per_region(&self) -> usize {
@@ -201,11 +228,15 @@ impl Arena {
         if self.regions.len() >= self.most {
             return None;
         }
+        let region = Region::allocate(self.region_len(), SMALLEST).ok()?;
+        self.add(region)
+    }
+
+    fn add(&mut self, region: Region) -> Option<()> {
         let first = u32::try_from(self.blocks.len()).ok()?;
         u32::try_from(self.blocks.len() + self.blocks_per_region())
             .ok()
             .filter(|end| *end < NONE)?;
-        let region = Region::allocate(self.region_len(), SMALLEST).ok()?;
         let base = region.host_address() as usize;
         let at = self.order.partition_point(|(other, _)| *other < base);
         self.order.insert(at, (base, self.regions.len()));

@@ -17,11 +17,15 @@ use homi_fabric::controller::{
     SubsystemConfig, TransportAddress, TransportKind,
 };
 use homi_local::{
-    Backing, Drives, File, FileOptions, NamespaceGeometry, Passthrough, PassthroughOptions, Ram, namespace_at,
+    Backing, Drive, Drives, File, FileOptions, NamespaceGeometry, Passthrough, PassthroughOptions, Ram,
+    namespace_at,
 };
 
-use crate::config::{Config, DrivePlace, Listener, Namespace, Place, Size, Subsystem, Transport, parse_uuid};
-use crate::engine::Backings;
+use crate::cmb::CmbParts;
+use crate::config::{
+    Config, DrivePlace, Listener, Namespace, Place, Size, Staging, Subsystem, Transport, parse_uuid,
+};
+use crate::engine::{Backed, Backings};
 use crate::service::ServiceError;
 
 /// Logical block size where the configuration names none.
@@ -52,6 +56,7 @@ struct Identity {
     nsid: u32,
     path: Option<PathBuf>,
     drive: Option<DrivePlace>,
+    placement: Staging,
     ram: Option<Size>,
     block_size: Option<Size>,
     read_only: bool,
@@ -64,6 +69,7 @@ impl Identity {
             nsid: namespace.nsid,
             path: namespace.path.clone(),
             drive: namespace.drive,
+            placement: namespace.placement.unwrap_or_default(),
             ram: namespace.ram,
             block_size: namespace.block_size,
             read_only: namespace.read_only,
@@ -75,8 +81,19 @@ impl Identity {
 #[derive(Debug)]
 struct Opened {
     backing: Backing,
+    cmb: Option<Arc<CmbParts>>,
     handle: u64,
     backings: Arc<Backings>,
+}
+
+impl Opened {
+    /// The parts of this drive's memory buffer, if it has that.
+    fn parts_of(&self, drive: &Drive) -> Option<Arc<CmbParts>> {
+        match &self.backing {
+            Backing::Drive(own) if own.is_beside(drive) => self.cmb.clone(),
+            _ => None,
+        }
+    }
 }
 
 impl Drop for Opened {
@@ -89,6 +106,8 @@ impl Drop for Opened {
 #[derive(Debug)]
 pub(crate) struct Catalogue {
     drives: Drives,
+    /// Among so many a drive's memory buffer is divided.
+    shards: u16,
     namespaces: HashMap<Identity, Arc<Opened>>,
 }
 
@@ -100,9 +119,10 @@ pub(crate) struct Prepared {
 
 impl Catalogue {
     /// Nothing is served yet.
-    pub(crate) fn new(drives: Drives) -> Self {
+    pub(crate) fn new(drives: Drives, shards: u16) -> Self {
         Self {
             drives,
+            shards,
             namespaces: HashMap::new(),
         }
     }
@@ -113,7 +133,7 @@ impl Catalogue {
         config: &Config,
         backings: &Arc<Backings>,
     ) -> Result<Prepared, ServiceError> {
-        let mut namespaces = HashMap::new();
+        let mut namespaces: HashMap<Identity, Arc<Opened>> = HashMap::new();
         for subsystem in &config.subsystem {
             for namespace in &subsystem.namespace {
                 let identity = Identity::of(subsystem, namespace);
@@ -121,18 +141,43 @@ impl Catalogue {
                     Some(opened) => Arc::clone(opened),
                     None => {
                         let backing = open(&self.drives, subsystem, namespace)?;
-                        let handle = backings.add(backing.clone());
+                        let cmb = match (&backing, identity.placement) {
+                            (Backing::Drive(drive), Staging::Cmb) => {
+                                let known = self.namespaces.values().chain(namespaces.values());
+                                let known = known.filter_map(|opened| opened.parts_of(drive)).next();
+                                let parts = match known {
+                                    Some(parts) => Ok(parts),
+                                    None => self.divide(config, drive).map(Arc::new),
+                                };
+                                Some(parts.map_err(|problem| refused(subsystem, namespace, problem))?)
+                            }
+                            _ => None,
+                        };
+                        let handle = backings.add(Backed {
+                            backing: backing.clone(),
+                            cmb: cmb.clone(),
+                        });
                         Arc::new(Opened {
                             backing,
+                            cmb,
                             handle,
                             backings: Arc::clone(backings),
                         })
                     }
                 };
+                if let (Some(_), Backing::Drive(drive)) = (&opened.cmb, &opened.backing) {
+                    reached_by_listeners(config, drive)
+                        .map_err(|problem| refused(subsystem, namespace, problem))?;
+                }
                 namespaces.insert(identity, opened);
             }
         }
         Ok(Prepared { namespaces })
+    }
+
+    fn divide(&self, config: &Config, drive: &Drive) -> Result<CmbParts, String> {
+        let largest = usize::try_from(config.node.max_transfer.0).unwrap_or(usize::MAX);
+        CmbParts::new(drive, self.shards, largest)
     }
 
     /// Serves what was prepared from now on; returns the handles of what is gone.
@@ -235,6 +280,36 @@ pub(crate) fn in_capsule(config: &Config, transport: Transport) -> u32 {
         Transport::Rdma => config.rdma.in_capsule,
     };
     u32::try_from(size.0).unwrap_or(0)
+}
+
+fn refused(subsystem: &Subsystem, namespace: &Namespace, problem: String) -> ServiceError {
+    ServiceError::Namespace {
+        nqn: subsystem.nqn.to_string(),
+        nsid: namespace.nsid,
+        problem,
+    }
+}
+
+/// Whether every listener's transport can move data to and from a drive's memory buffer. Sockets can; an RDMA device needs it as a dma-buf.
+fn reached_by_listeners(config: &Config, drive: &Drive) -> Result<(), String> {
+    if config
+        .listener
+        .iter()
+        .all(|listener| listener.transport == Transport::Tcp)
+    {
+        return Ok(());
+    }
+    let what = "placement = \"cmb\" behind an rdma listener";
+    let exported = drive.export_cmb();
+    let missing = match exported {
+        Err(error) => format!("the drive's memory buffer as a dma-buf, which RDMA devices import: {error}"),
+        Ok(_) => {
+            "shards that register dma-bufs with RDMA devices, which this version does not have".to_owned()
+        }
+    };
+    Err(format!(
+        "{what} needs {missing}; listen over tcp only, or use placement = \"dram\""
+    ))
 }
 
 fn open(drives: &Drives, subsystem: &Subsystem, namespace: &Namespace) -> Result<Backing, ServiceError> {

@@ -419,6 +419,17 @@ impl<'de> Deserialize<'de> for DrivePlace {
     }
 }
 
+/// Where a drive's data passes through on its way between the wire and the medium.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Staging {
+    /// Memory of this machine.
+    #[default]
+    Dram,
+    /// The drive's controller memory buffer.
+    Cmb,
+}
+
 /// A namespace and what backs it: `path`, `drive` or `ram`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -433,6 +444,11 @@ pub struct Namespace {
     /// one. It has to be bound to VFIO (`scripts/bind-vfio`).
     #[serde(default)]
     pub drive: Option<DrivePlace>,
+    /// For a `drive`: where data passes through. `"dram"` is memory of this machine; with `"cmb"` hosts' data goes into the drive's own memory
+    /// (its controller memory buffer) and to the medium from there, and the other way. A drive that cannot do that, or a listener that
+    /// cannot reach the buffer, is refused when the target starts. When the buffer is full, commands wait.
+    #[serde(default)]
+    pub placement: Option<Staging>,
     /// Memory of this size, gone when the target stops.
     #[serde(default)]
     pub ram: Option<Size>,
@@ -581,6 +597,9 @@ impl Namespace {
         if self.create.is_some() && self.path.is_none() {
             return Some("create needs a path".to_owned());
         }
+        if self.placement.is_some() && self.drive.is_none() {
+            return Some("placement needs a drive: other namespaces have no memory of their own".to_owned());
+        }
         let block = self.block_size.map_or(4096, |size| size.0);
         if block != 512 && block != 4096 {
             return Some(format!("block_size must be 512 or 4096, not {block}"));
@@ -715,6 +734,14 @@ mod tests {
                 "more than one of path, drive and ram",
             ),
             (format!("{namespace}ram = 1000"), "multiple of the block size"),
+            (
+                format!("{namespace}ram = \"1M\"\nplacement = \"cmb\""),
+                "placement needs a drive",
+            ),
+            (
+                format!("{namespace}drive = \"0000:01:00.0\"\nplacement = \"bar\""),
+                "unknown variant `bar`",
+            ),
             (
                 format!("{namespace}ram = \"1M\"\nblock_size = 1024"),
                 "512 or 4096",

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use homi_fabric::controller::{
@@ -18,26 +19,41 @@ use homi_fabric::rdma;
 use homi_fabric::tcp::{ControllerConnection, ControllerParams};
 use homi_fabric::time::Instant;
 use homi_local::{Backing, Drive, DriveQueue, Drives, FileBackend, QueueError, QueueUse, Reachable};
+use homi_nvme::Cmb;
 use homi_queue::{Command, Completion, Data, GatherList, Region, Segment};
 use homi_spec::status::Status;
 
 use crate::arena::Arena;
+use crate::cmb::{CmbParts, CmbPool};
 use crate::config::{Config, Events, Size};
-use crate::executors::{Executor, ExecutorRoute, Finished, Waiting};
+use crate::executors::{Executor, ExecutorRoute, Finished, NO_EPOCH, Waiting};
 use crate::lanes::{Lane, Lanes};
 use crate::pool::{Change, Pool};
 use crate::session::{Closing, Link, Memory, Session};
 use crate::slab::{Key, Slab};
 
+/// What backs a namespace.
+#[derive(Debug, Clone)]
+pub(crate) struct Backed {
+    pub(crate) backing: Backing,
+    /// The drive's memory buffer, where data is to pass through that.
+    pub(crate) cmb: Option<Arc<CmbParts>>,
+}
+
 /// What backs each namespace, by the handle that namespace tables carry. Handles are small and never reused.
 #[derive(Debug, Default)]
 pub(crate) struct Backings {
-    entries: RwLock<Vec<Option<Backing>>>,
+    entries: RwLock<Vec<Option<Backed>>>,
+    /// There is or was one whose data passes through a memory buffer.
+    any_cmb: AtomicBool,
 }
 
 impl Backings {
     /// Adds a backing and returns its handle.
-    pub(crate) fn add(&self, backing: Backing) -> u64 {
+    pub(crate) fn add(&self, backing: Backed) -> u64 {
+        if backing.cmb.is_some() {
+            self.any_cmb.store(true, Ordering::Relaxed);
+        }
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         entries.push(Some(backing));
         entries.len() as u64 - 1
@@ -54,7 +70,7 @@ impl Backings {
         }
     }
 
-    fn get(&self, index: usize) -> Option<Backing> {
+    fn get(&self, index: usize) -> Option<Backed> {
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
         entries.get(index).cloned().flatten()
     }
@@ -197,6 +213,8 @@ pub(crate) struct Payload {
     pub(crate) bytes_copied: u64,
     /// Bytes that the kernel put where they belong.
     pub(crate) bytes_landed: u64,
+    /// Bytes that were placed in memory buffers of drives.
+    pub(crate) bytes_cmb: u64,
 }
 
 /// What has to go to a shared queue, since there is none of one's own left.
@@ -225,6 +243,8 @@ pub(crate) struct Core {
     pub(crate) pool: Pool,
     /// The buffers of connections over RDMA.
     pub(crate) arena: Arena,
+    /// The shard's parts of memory buffers of drives.
+    cmb: Vec<Option<CmbPool>>,
     /// Such buffers came back since commands that wait for them were looked at.
     pub(crate) freed: bool,
     pub(crate) payload: Payload,
@@ -307,13 +327,56 @@ impl Core {
                 }
                 data
             }
+            Memory::Cmb(number) => {
+                let data = self.cmb_pool(number)?.take(len)?;
+                self.payload.bytes_cmb += len as u64;
+                Some(data)
+            }
         }
+    }
+
+    fn cmb_pool(&mut self, number: u16) -> Option<&mut CmbPool> {
+        self.cmb.get_mut(usize::from(number))?.as_mut()
+    }
+
+    /// The memory buffer that data lies in, if it is in one.
+    fn cmb_of(&mut self, data: &Data) -> Option<&mut CmbPool> {
+        self.cmb.iter_mut().flatten().find(|pool| pool.owns(data))
+    }
+
+    /// Where data of commands on the backing with this handle passes through, if `usual` is what the connection uses.
+    #[inline]
+    pub(crate) fn memory_for(
+        &mut self,
+        usual: Memory,
+        lanes: &mut Lanes,
+        session: Key,
+        handle: u64,
+    ) -> Memory {
+        if !self.shared.backings.any_cmb.load(Ordering::Relaxed) {
+            return usual;
+        }
+        let lane = lanes.get(handle).or_else(|| self.lane(lanes, session, handle));
+        lane.and_then(|lane| lane.cmb).map_or(usual, Memory::Cmb)
+    }
+
+    /// Whether what is in the data's memory may be something else by now, because that is a buffer of a controller that was reset.
+    #[inline]
+    pub(crate) fn is_stale(&mut self, data: &Data) -> bool {
+        !self.cmb.is_empty() && self.cmb_of(data).is_some_and(|pool| pool.is_stale(data))
     }
 
     /// Takes back a buffer that a command is done with. Other memory is dropped.
     #[inline]
     pub(crate) fn put(&mut self, memory: Memory, data: Data) {
+        if !self.cmb.is_empty()
+            && let Some(pool) = self.cmb_of(&data)
+        {
+            return pool.put(data);
+        }
         match memory {
+            // Its buffer's drive is gone.
+            Memory::Cmb(_) => drop(data),
             Memory::Ordinary => self.pool.put(data),
             Memory::Registered => {
                 self.arena.put(&data);
@@ -327,6 +390,7 @@ impl Core {
         match memory {
             Memory::Ordinary => self.pool.may_lend(held, len),
             Memory::Registered => self.arena.may_lend(held, len),
+            Memory::Cmb(number) => self.cmb_pool(number).is_some_and(|pool| pool.may_lend(held, len)),
         }
     }
 
@@ -336,6 +400,7 @@ impl Core {
         match memory {
             Memory::Ordinary => self.pool.lend(len),
             Memory::Registered => self.arena.lend(len),
+            Memory::Cmb(number) => self.cmb_pool(number).map_or(0, |pool| pool.lend(len)),
         }
     }
 
@@ -345,6 +410,11 @@ impl Core {
         match memory {
             Memory::Ordinary => self.pool.settle(size),
             Memory::Registered => self.arena.settle(size),
+            Memory::Cmb(number) => {
+                if let Some(pool) = self.cmb_pool(number) {
+                    pool.settle(size);
+                }
+            }
         }
     }
 
@@ -390,9 +460,12 @@ impl Core {
         if let Some(Lane {
             executor: key,
             member,
+            ..
         }) = lanes.get(handle)
             && let Some(executor) = self.executors.get_mut(key)
         {
+            let pool = self.cmb.iter().flatten().find(|pool| pool.owns(&data));
+            let epoch = pool.and_then(|pool| pool.epoch_of(&data)).unwrap_or(NO_EPOCH);
             if !executor.is_busy() && executor.is_open() {
                 self.busy.push(key);
             }
@@ -401,6 +474,7 @@ impl Core {
                 member,
                 command,
                 data,
+                epoch,
             });
         }
         match self.lane(lanes, route.session, handle) {
@@ -418,13 +492,38 @@ impl Core {
     #[cold]
     fn lane(&mut self, lanes: &mut Lanes, session: Key, handle: u64) -> Option<Lane> {
         let index = usize::try_from(handle).ok()?;
-        let backing = self.shared.backings.get(index)?;
-        let lane = match &backing {
-            Backing::Drive(drive) => self.drive_lane(lanes, session, handle, drive),
+        let Backed { backing, cmb } = self.shared.backings.get(index)?;
+        let number = match &cmb {
+            Some(parts) => Some(self.use_cmb(parts, handle)?),
+            None => None,
+        };
+        let cmb = number.and_then(|number| Some(self.cmb_pool(number)?.cmb().clone()));
+        let mut lane = match &backing {
+            Backing::Drive(drive) => self.drive_lane(lanes, session, handle, drive, cmb),
             other => self.shared_lane(index, other),
         }?;
+        lane.cmb = number;
         lanes.set(handle, lane);
         Some(lane)
+    }
+
+    /// The shard's number for its part of a drive's memory buffer.
+    fn use_cmb(&mut self, parts: &Arc<CmbParts>, handle: u64) -> Option<u16> {
+        let known = self.cmb.iter().position(|pool| match pool {
+            Some(pool) => pool.is_of(parts),
+            None => false,
+        });
+        let index = match known {
+            Some(index) => index,
+            None => {
+                let pool = CmbPool::new(parts, self.options.shard)?;
+                // Numbers are not used again: commands under way may have them.
+                self.cmb.push(Some(pool));
+                self.cmb.len() - 1
+            }
+        };
+        self.cmb.get_mut(index)?.as_mut()?.serve(handle);
+        u16::try_from(index).ok()
     }
 
     fn shared_lane(&mut self, index: usize, backing: &Backing) -> Option<Lane> {
@@ -432,7 +531,11 @@ impl Core {
         if let Some(executor) = known
             && self.executors.get_mut(executor).is_some()
         {
-            return Some(Lane { executor, member: 0 });
+            return Some(Lane {
+                executor,
+                member: 0,
+                cmb: None,
+            });
         }
         match Executor::open(backing, self.options.executor_depth, self.options.file_backend) {
             Ok(opened) => {
@@ -443,7 +546,11 @@ impl Core {
                 if let Some(place) = self.shared_executors.get_mut(index) {
                     *place = Some(executor);
                 }
-                Some(Lane { executor, member: 0 })
+                Some(Lane {
+                    executor,
+                    member: 0,
+                    cmb: None,
+                })
             }
             Err(error) => {
                 self.complain(&error.to_string());
@@ -453,7 +560,14 @@ impl Core {
     }
 
     /// A session's own queue of the drive, or the one that is shared.
-    fn drive_lane(&mut self, lanes: &mut Lanes, session: Key, handle: u64, drive: &Drive) -> Option<Lane> {
+    fn drive_lane(
+        &mut self,
+        lanes: &mut Lanes,
+        session: Key,
+        handle: u64,
+        drive: &Drive,
+        cmb: Option<Cmb>,
+    ) -> Option<Lane> {
         let own = lanes.depth().filter(|_| !lanes.shares(handle));
         let candidates = match own {
             Some(_) => lanes.own_mut(),
@@ -465,16 +579,17 @@ impl Core {
             if let Some(executor) = executors.get_mut(key)
                 && !executor.retired
                 && executor.is_on(drive)
-                && let Some(member) = executor.member(handle, drive)
+                && let Some(member) = executor.member(handle, drive, cmb.as_ref())
             {
                 return Some(Lane {
                     executor: key,
                     member,
+                    cmb: None,
                 });
             }
         }
         let mut opening = Executor::opening(own.map(|_| session));
-        let member = opening.member(handle, drive)?;
+        let member = opening.member(handle, drive, cmb.as_ref())?;
         let executor = executors.insert(Box::new(opening))?;
         candidates.push(executor);
         self.opening += 1;
@@ -487,7 +602,11 @@ impl Core {
             let outcome = outcome.map(Box::new);
             deliver.deliver(shard, Request::Opened { executor, outcome });
         });
-        Some(Lane { executor, member })
+        Some(Lane {
+            executor,
+            member,
+            cmb: None,
+        })
     }
 
     /// The same complaint is made once.
@@ -536,7 +655,7 @@ impl Core {
         let handles = executor.handles();
         let waiting = waiting
             .into_iter()
-            .filter_map(|waiting| Some((*handles.get(waiting.member)?, waiting)))
+            .filter_map(|waiting| Some((*handles.get(waiting.member as usize)?, waiting)))
             .collect();
         self.drive_queues.sharing += 1;
         if self.drive_queues.sharing == 1 {
@@ -595,6 +714,12 @@ impl Core {
         let shared = shared.and_then(|index| self.shared_executors.get_mut(index)?.take());
         if let Some(key) = shared {
             self.give_up(key);
+        }
+        for place in &mut self.cmb {
+            // Pieces that somebody has go with their last reference.
+            if place.as_mut().is_some_and(|pool| pool.without(handle)) {
+                *place = None;
+            }
         }
         for key in self.executors.keys() {
             if let Some(executor) = self.executors.get_mut(key)
@@ -666,6 +791,7 @@ impl Engine {
                 options,
                 pool,
                 arena,
+                cmb: Vec::new(),
                 freed: false,
                 payload: Payload::default(),
                 flushed: 0,
@@ -794,7 +920,7 @@ impl Engine {
             return false;
         }
         if let Some(mut session) = self.sessions.remove(key) {
-            self.core.settle(Memory::Registered, session.lent());
+            session.settle_all(&mut self.core);
             self.core.leave(session.lanes());
         }
         self.feed_waiting();
@@ -960,7 +1086,7 @@ impl Engine {
                 .closed(connection_id(self.core.options.shard, key), now);
             self.core.route_effects();
             // Its buffers are free for others now.
-            self.core.settle(Memory::Ordinary, session.lent());
+            session.settle_all(&mut self.core);
             drop(session);
             self.feed_waiting();
         }

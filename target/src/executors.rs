@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use homi_local::{Backing, Drive, DriveQueue, FileBackend, LocalQueue, Reachable};
+use homi_nvme::Cmb;
 use homi_queue::{Command, CommandId, Completed, Completion, Data, Queue, QueueLost, Region, Slot, Wait};
 use homi_spec::status::Status;
 
@@ -33,10 +34,15 @@ pub(crate) struct Finished {
 #[derive(Debug)]
 pub(crate) struct Waiting {
     pub(crate) route: ExecutorRoute,
-    pub(crate) member: usize,
+    pub(crate) member: u32,
     pub(crate) command: Command,
     pub(crate) data: Data,
+    /// In which epoch of the drive's memory buffer its data was placed there, or [`NO_EPOCH`].
+    pub(crate) epoch: u64,
 }
+
+/// Data that is in no memory buffer.
+pub(crate) const NO_EPOCH: u64 = u64::MAX;
 
 impl Waiting {
     /// It is not executed.
@@ -55,6 +61,8 @@ struct Member {
     handle: u64,
     /// `None` when the namespace is gone.
     drive: Option<Drive>,
+    /// The drive's memory buffer, if data passes through that.
+    cmb: Option<Cmb>,
 }
 
 /// One executor and its clients on this shard.
@@ -133,10 +141,11 @@ impl Executor {
     }
 
     /// Which of the executor's namespaces has this handle, where it is on the drive's controller: added if it is new.
-    pub(crate) fn member(&mut self, handle: u64, drive: &Drive) -> Option<usize> {
+    pub(crate) fn member(&mut self, handle: u64, drive: &Drive, cmb: Option<&Cmb>) -> Option<u32> {
         let known = self.members.iter().position(|member| member.handle == handle);
         if let Some(known) = known {
-            return self.members.get(known)?.drive.is_some().then_some(known);
+            self.members.get(known)?.drive.as_ref()?;
+            return u32::try_from(known).ok();
         }
         let drives = self.members.iter().filter_map(|member| member.drive.as_ref());
         for other in drives {
@@ -147,8 +156,9 @@ impl Executor {
         self.members.push(Member {
             handle,
             drive: Some(drive.clone()),
+            cmb: cmb.cloned(),
         });
-        Some(self.members.len() - 1)
+        u32::try_from(self.members.len() - 1).ok()
     }
 
     /// Whether it serves namespaces of this drive.
@@ -164,11 +174,12 @@ impl Executor {
         };
         if let Some(member) = self.members.get_mut(gone) {
             member.drive = None;
+            member.cmb = None;
         }
         let (of_it, others) = self
             .waiting
             .drain(..)
-            .partition::<VecDeque<_>, _>(|waiting| waiting.member == gone);
+            .partition::<VecDeque<_>, _>(|waiting| waiting.member as usize == gone);
         self.waiting = others;
         finished.extend(
             of_it
@@ -338,7 +349,11 @@ impl Executor {
 
 #[inline]
 fn submit_to_drive(queue: &mut DriveQueue, members: &[Member], slot: Slot, command: Waiting) -> CommandId {
-    match members.get(command.member) {
+    match members.get(command.member as usize) {
+        // What it was to write may not be there any more. One that is submitted before the controller is reset is lost with its queue.
+        Some(Member { cmb: Some(cmb), .. }) if command.epoch != NO_EPOCH && command.epoch != cmb.epoch() => {
+            queue.reject(slot, command.command, command.data, Status::INTERNAL_PATH_ERROR)
+        }
         Some(Member {
             drive: Some(drive), ..
         }) => queue.submit_for(drive, slot, command.command, command.data),

@@ -6,7 +6,9 @@ use crate::slab::Key;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Lane {
     pub(crate) executor: Key,
-    pub(crate) member: usize,
+    pub(crate) member: u32,
+    /// Where data passes through, if not through memory of this machine: the shard's number for that.
+    pub(crate) cmb: Option<u16>,
 }
 
 /// The executors that a connection's commands go to, by the handle of what backs their namespace. One that is gone is not found under its key

@@ -13,6 +13,7 @@
 mod arena;
 mod catalogue;
 mod clock;
+mod cmb;
 pub mod config;
 mod engine;
 mod executors;

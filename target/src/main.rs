@@ -235,6 +235,7 @@ impl Serve {
             nsid: 0,
             path: None,
             drive: None,
+            placement: None,
             ram: None,
             create: None,
             block_size: self.block_size,

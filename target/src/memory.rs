@@ -77,7 +77,7 @@ impl MemoryTarget {
         let letters = Arc::new(Letters::default());
         let shared = Shared::new(config, drives.clone(), Arc::clone(&letters) as Arc<dyn Deliver>)?;
         let engine = Engine::new(shared.clone(), EngineOptions::new(config, 0));
-        let (catalogue, now) = (Catalogue::new(drives), Instant::ZERO);
+        let (catalogue, now) = (Catalogue::new(drives, 1), Instant::ZERO);
         let mut target = Self {
             engine,
             shared,

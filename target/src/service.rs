@@ -313,8 +313,12 @@ impl Service {
         for (index, shard) in self.shards.drain(..).enumerate() {
             join(shard, &format!("shard-{index}"));
         }
+        let through: u64 = self.counters().iter().map(|shard| shard.bytes_cmb).sum();
         for mailbox in self.mailboxes.iter() {
             mailbox.clear();
+        }
+        if through > 0 {
+            tracing::info!("{through} bytes of data went through memory buffers of drives");
         }
         if !self.drives.wait_closed(DRIVES_CLOSE) {
             tracing::warn!("drives are not shut down within {DRIVES_CLOSE:?}");
@@ -414,7 +418,8 @@ impl Control {
         clock: Clock,
         config: Config,
     ) -> Self {
-        let (listening, catalogue) = (Vec::new(), Catalogue::new(shared.drives.clone()));
+        let shards = u16::try_from(mailboxes.iter().count()).unwrap_or(u16::MAX);
+        let (listening, catalogue) = (Vec::new(), Catalogue::new(shared.drives.clone(), shards));
         let rdma = rdma::Listeners::new();
         Self {
             reactor,

@@ -55,8 +55,12 @@ enum Stage {
 /// How a command's completion is counted and answered.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
-    /// A success returns this many bytes to the host, from a buffer that counts so much.
-    Read { to_host: u32, lent: usize },
+    /// A success returns this many bytes to the host, from a buffer of this memory that counts so much.
+    Read {
+        to_host: u32,
+        lent: usize,
+        memory: Memory,
+    },
     /// A success has written this many bytes.
     Write { from_host: u32 },
     /// Neither.
@@ -74,6 +78,8 @@ struct Buffered {
     in_capsule: bool,
     /// What the buffer counts of those that wait for hosts.
     lent: usize,
+    /// Where the buffer comes from.
+    memory: Memory,
 }
 
 /// What came after the header of a command whose data is in its capsule and has no buffer yet: nothing of it can be
@@ -122,6 +128,8 @@ pub(crate) struct Session {
     pub(crate) queued: bool,
     /// What its buffers count of those that wait for hosts. Over RDMA those that are being sent are among them.
     lent: usize,
+    /// How much of that is in memory buffers of drives, by the shard's numbers for them.
+    lent_cmb: Vec<usize>,
     /// Whether any of its answers came out of the pool's buffers.
     sends_buffers: bool,
     closing: Option<Closing>,
@@ -158,6 +166,7 @@ impl Session {
             stalled: None,
             queued: false,
             lent: 0,
+            lent_cmb: Vec::new(),
             sends_buffers: false,
             closing: None,
             parting: None,
@@ -433,6 +442,7 @@ impl Session {
                 let kind = Kind::Read {
                     to_host: len,
                     lent: 0,
+                    memory: self.link.memory(),
                 };
                 self.start(core, key, cid, kind, handle, command, data);
             }
@@ -451,6 +461,7 @@ impl Session {
                     transfer,
                     in_capsule,
                     lent: 0,
+                    memory: core.memory_for(self.link.memory(), &mut self.lanes, self.key, handle),
                 };
                 if !self.is_next(in_capsule) {
                     self.set_stage(key, Stage::Buffer(command));
@@ -495,9 +506,40 @@ impl Session {
         }
     }
 
-    fn settle(&mut self, core: &mut Core, lent: usize) {
+    fn settle(&mut self, core: &mut Core, memory: Memory, lent: usize) {
         self.lent -= lent.min(self.lent);
-        core.settle(self.link.memory(), lent);
+        if let Memory::Cmb(number) = memory
+            && let Some(count) = self.lent_cmb.get_mut(usize::from(number))
+        {
+            *count -= lent.min(*count);
+        }
+        core.settle(memory, lent);
+    }
+
+    /// A buffer of this memory for `len` bytes waits for the host from now on. Returns what it counts.
+    fn lend(&mut self, core: &mut Core, memory: Memory, len: usize) -> usize {
+        let lent = core.lend(memory, len);
+        self.lent += lent;
+        if let Memory::Cmb(number) = memory {
+            let number = usize::from(number);
+            if self.lent_cmb.len() <= number {
+                self.lent_cmb.resize(number + 1, 0);
+            }
+            if let Some(count) = self.lent_cmb.get_mut(number) {
+                *count += lent;
+            }
+        }
+        lent
+    }
+
+    /// The session is gone: no buffer of it waits for the host any more.
+    pub(crate) fn settle_all(&mut self, core: &mut Core) {
+        let in_cmb: usize = self.lent_cmb.iter().sum();
+        core.settle(self.link.memory(), self.lent.saturating_sub(in_cmb));
+        for (number, lent) in (0..).zip(self.lent_cmb.drain(..)) {
+            core.settle(Memory::Cmb(number), lent);
+        }
+        self.lent = 0;
     }
 
     fn accept(&mut self, core: &mut Core, key: CommandKey, cid: u16, data: Data) {
@@ -508,7 +550,7 @@ impl Session {
         if let Err(refused) = self.link.accept(key, data) {
             tracing::debug!(peer = %self.peer, "command {cid:#06x}: {}", refused.text);
             if let Stage::Data(write) = self.take_stage(key) {
-                self.settle(core, write.lent);
+                self.settle(core, write.memory, write.lent);
             }
             core.put(self.link.memory(), refused.data);
             self.respond(core, key, cid, refused.status.into());
@@ -520,7 +562,7 @@ impl Session {
         let landed = match self.link.memory() {
             Memory::Ordinary => self.landed.min(data.len()),
             // RDMA READs put it where it belongs.
-            Memory::Registered => data.len(),
+            Memory::Registered | Memory::Cmb(_) => data.len(),
         };
         self.landed -= landed.min(self.landed);
         let copied = data.len() - landed;
@@ -536,7 +578,7 @@ impl Session {
             Stage::ConnectData(sqe) => self.connect(core, key, &sqe, &to_bytes(data), now),
             Stage::AdminData(sqe) => self.run_admin(core, key, &sqe, &to_bytes(data), now),
             Stage::Data(write) => {
-                self.settle(core, write.lent);
+                self.settle(core, write.memory, write.lent);
                 let kind = kind_of(&write.command, write.transfer);
                 self.start(core, key, write.cid, kind, write.handle, write.command, data);
             }
@@ -549,7 +591,7 @@ impl Session {
         let cid = match self.take_stage(key) {
             Stage::ConnectData(sqe) | Stage::AdminData(sqe) => sqe.cid.get(),
             Stage::Data(write) => {
-                self.settle(core, write.lent);
+                self.settle(core, write.memory, write.lent);
                 write.cid
             }
             other => return self.set_stage(key, other),
@@ -581,7 +623,10 @@ impl Session {
     #[inline]
     pub(crate) fn finish(&mut self, core: &mut Core, finished: Finished) {
         let key = CommandKey(finished.route.command);
-        let completion = finished.completion;
+        let mut completion = finished.completion;
+        if completion.is_success() && core.is_stale(&finished.data) {
+            completion = Completion::failed(Status::INTERNAL_PATH_ERROR);
+        }
         if key.0 == PARTING {
             return self.part(core, completion.status);
         }
@@ -608,12 +653,14 @@ impl Session {
             other => return self.set_stage(key, other),
         };
         let memory = self.link.memory();
-        if let Kind::Read { lent, .. } = kind
+        if let Kind::Read {
+            lent, memory: from, ..
+        } = kind
             && lent > 0
             && (memory == Memory::Ordinary || !completion.is_success())
         {
             // From here on it counts as output. Over RDMA it counts as it did until it is sent.
-            self.settle(core, lent);
+            self.settle(core, from, lent);
         }
         let Some(attached) = &self.attached else { return };
         let counters = attached.view.counters();
@@ -622,10 +669,16 @@ impl Session {
             attached.view.record_error(cid, completion.status, 0, 0);
         }
         match kind {
-            Kind::Read { to_host, lent } if completion.is_success() => {
+            Kind::Read {
+                to_host,
+                lent,
+                memory: from,
+            } if completion.is_success() => {
                 counters.read(u64::from(to_host));
                 if lent > 0 && memory == Memory::Ordinary {
-                    core.pool.sending(&finished.data);
+                    if from == Memory::Ordinary {
+                        core.pool.sending(&finished.data);
+                    }
                     self.sends_buffers = true;
                 }
                 let len = to_host as usize;
@@ -676,7 +729,7 @@ impl Session {
             return true;
         }
         if let Stage::Data(write) = self.take_stage(key) {
-            self.settle(core, write.lent);
+            self.settle(core, write.memory, write.lent);
             core.put(self.link.memory(), self.link.take_data(key));
         }
         self.respond(core, key, cid, Completion::failed(Status::ABORT_REQUESTED));

@@ -101,6 +101,8 @@ pub struct ShardCounters {
     pub drive_queues: u64,
     /// Remote queues that went to the shard's shared queue pair of a drive because it had none left, counted for each drive.
     pub drive_queues_shared: u64,
+    /// Bytes of commands' data that were placed in memory buffers of drives.
+    pub bytes_cmb: u64,
 }
 
 /// The part of [`ShardCounters`] that is about RDMA.
@@ -115,7 +117,7 @@ pub(crate) struct RdmaCounters {
 /// [`ShardCounters`] as the shard publishes them: by plain stores, on cache lines of their own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Published([AtomicU64; 16]);
+struct Published([AtomicU64; 17]);
 
 impl Published {
     fn store(&self, counters: &ShardCounters) {
@@ -136,6 +138,7 @@ impl Published {
             counters.registrations,
             counters.drive_queues,
             counters.drive_queues_shared,
+            counters.bytes_cmb,
         ];
         for (to, from) in self.0.iter().zip(values) {
             to.store(from, Ordering::Relaxed);
@@ -160,6 +163,7 @@ impl Published {
             registrations,
             drive_queues,
             drive_queues_shared,
+            bytes_cmb,
         ] = self.0.each_ref().map(|counter| counter.load(Ordering::Relaxed));
         ShardCounters {
             syscalls,
@@ -178,6 +182,7 @@ impl Published {
             registrations,
             drive_queues,
             drive_queues_shared,
+            bytes_cmb,
         }
     }
 }
@@ -574,6 +579,7 @@ impl Shard {
             registrations: rdma.registrations,
             drive_queues: queues.own,
             drive_queues_shared: queues.sharing,
+            bytes_cmb: payload.bytes_cmb,
         });
     }
 

@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use homi_nvme::{Controller, Interrupts, NvmeError, Options, QueueOptions, State};
+use homi_nvme::{Cmb, Controller, Interrupts, NvmeError, Options, QueueOptions, State};
 use homi_pci::{PciAddress, PciError, PciFunction};
 use homi_queue::Region;
 use homi_spec::identify::{Cns, DATA_SIZE, Identify};
@@ -285,6 +286,30 @@ impl Drive {
     #[must_use]
     pub fn controller(&self) -> &Controller {
         &self.attached.controller
+    }
+
+    /// The controller's memory buffer, which is turned on by the first call.
+    ///
+    /// # Errors
+    /// [`DriveError::Controller`] with what it lacks.
+    pub fn cmb(&self) -> Result<Cmb, DriveError> {
+        let failed = |source| DriveError::Controller {
+            name: self.attached.name.clone(),
+            source,
+        };
+        self.attached.controller.cmb().map_err(failed)
+    }
+
+    /// The controller's memory buffer as a dma-buf, for other drivers to import.
+    ///
+    /// # Errors
+    /// [`DriveError::Controller`] with what it, the kernel or the function lacks.
+    pub fn export_cmb(&self) -> Result<OwnedFd, DriveError> {
+        let failed = |source| DriveError::Controller {
+            name: self.attached.name.clone(),
+            source,
+        };
+        self.attached.controller.export_cmb().map_err(failed)
     }
 
     /// Makes a region reachable for the controller and all its queues, until the result is dropped.

@@ -25,6 +25,7 @@ mod check;
 mod content;
 mod describe;
 mod drive;
+mod drive_copy;
 mod drive_queue;
 mod drives;
 mod file;
@@ -41,6 +42,7 @@ mod task;
 
 pub use backing::{Backing, LocalCounters, LocalQueue};
 pub use drive::{Drive, DriveError};
+pub use drive_copy::{CopyError, CopyRange, CopyReport, Holder, PeerBuffer, Unusable};
 pub use drive_queue::DriveQueue;
 pub use drives::{DriveOptions, DriveStatus, Drives};
 pub use file::{DirectIo, File, FileOptions, OpenError};

@@ -1,11 +1,14 @@
 //! [`Cmb`]: the controller's memory buffer, for submission queues and for data that never touches host memory.
 
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use homi_pci::{IovaAllocator, Mapping, Unsupported};
 use homi_queue::{Iova, IovaRange, Region};
 use homi_spec::registers::{CmbMsc, CmbSz};
 
+use crate::controller::Controller;
 use crate::error::NvmeError;
 use crate::life::{Inner, Life};
 use crate::pins::Mapped;
@@ -18,6 +21,7 @@ struct Shared {
     mapping: Mapping,
     size: CmbSz,
     free: Mutex<Free>,
+    epoch: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -55,6 +59,17 @@ impl Cmb {
     #[must_use]
     pub fn support(&self) -> CmbSz {
         self.0.size
+    }
+
+    /// Changes before the controller is stopped, after which nobody knows what is in the buffer: who put data there or had it put there
+    /// looks whether this is what it was then.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.0.epoch.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn begin_epoch(&self) {
+        self.0.epoch.fetch_add(1, Ordering::Release);
     }
 
     /// The whole buffer as memory, to be mapped for other devices.
@@ -149,6 +164,29 @@ impl Drop for CmbMemory {
     }
 }
 
+impl Controller {
+    /// The memory buffer as a dma-buf, for other drivers to import. The buffer is turned on if it is not.
+    ///
+    /// # Errors
+    /// As [`Controller::cmb`]; [`NvmeError::Pci`] naming what is missing for a dma-buf.
+    pub fn export_cmb(&self) -> Result<OwnedFd, NvmeError> {
+        let cmb = self.cmb()?;
+        let (location, size) = self.inner().bar.cmb();
+        let Some(offset) = location.offset(size) else {
+            return Err(NvmeError::Removed);
+        };
+        let len = cmb.memory().len() as u64;
+        Ok(self.function().export_bar(location.bar(), offset, len)?)
+    }
+}
+
+impl CmbState {
+    /// The controller is about to be stopped.
+    pub(crate) fn forget_contents(&self) {
+        self.handle.begin_epoch();
+    }
+}
+
 impl Inner {
     /// Turns the buffer on, or finds it on.
     pub(crate) fn cmb(&self, life: &mut Life) -> Result<Cmb, NvmeError> {
@@ -213,6 +251,7 @@ impl Inner {
                 mapping,
                 size,
                 free: Mutex::new(free),
+                epoch: AtomicU64::new(0),
             })),
             _mapped: mapped,
             registers: (location.0, size.0),

@@ -76,6 +76,9 @@ impl Inner {
         for queue in life.queues.values() {
             queue.shared.stop();
         }
+        if let Some(cmb) = &life.cmb {
+            cmb.forget_contents();
+        }
         life.quiet = self.quiesce();
         let safe = life.quiet.is_safe();
         if life.quiet == Quiet::Reset {

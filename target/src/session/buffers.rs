@@ -11,7 +11,7 @@ use crate::engine::Core;
 impl Session {
     /// Gets a buffer for a command and goes on with it; false if there is none yet.
     pub(super) fn take_buffer(&mut self, core: &mut Core, key: CommandKey, mut command: Buffered) -> bool {
-        let memory = self.link.memory();
+        let memory = command.memory;
         let len = command.transfer.len() as usize;
         let unsent = if self.sends_buffers {
             self.link.output_len()
@@ -29,14 +29,14 @@ impl Session {
             return false;
         };
         if !command.in_capsule {
-            command.lent = core.lend(memory, len);
-            self.lent += command.lent;
+            command.lent = self.lend(core, memory, len);
         }
         let cid = command.cid;
         if let Transfer::ToHost(to_host) = command.transfer {
             let kind = Kind::Read {
                 to_host,
                 lent: command.lent,
+                memory,
             };
             self.start(core, key, cid, kind, command.handle, command.command, data);
         } else {

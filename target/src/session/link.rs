@@ -15,6 +15,8 @@ pub(crate) enum Memory {
     Ordinary,
     /// Memory that RDMA devices register.
     Registered,
+    /// A drive's memory buffer, by the shard's number for it.
+    Cmb(u16),
 }
 
 /// A connection's state machine.

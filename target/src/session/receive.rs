@@ -43,11 +43,6 @@ impl Session {
         self.lent > 0 && self.lent >= size * usize::from(self.link.in_flight())
     }
 
-    /// What its buffers count of those that wait for hosts.
-    pub(crate) fn lent(&self) -> usize {
-        self.lent
-    }
-
     /// Takes bytes that were received in order.
     pub(crate) fn receive(&mut self, core: &mut Core, mut input: &[u8], now: Instant) {
         if let Some(stalled) = &mut self.stalled {

@@ -6,8 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use clap::Args;
-use homi_initiator::{Device, Initiator, Uri};
+use clap::{Args, ValueEnum};
+use homi_initiator::{CopyRange, CopyReport, Device, Initiator, PeerBuffer, Unusable, Uri};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use serde_json::json;
 
@@ -48,6 +48,11 @@ pub(crate) struct Copy {
     /// Transfers in flight
     #[arg(long, value_name = "N", default_value = "32", value_parser = clap::value_parser!(u16).range(1..=1024))]
     depth: u16,
+    /// Memory that the bytes of a copy between two nvme+pci:// drives pass through: the controller memory buffer of one of them, or this
+    /// machine's; auto takes the destination's buffer, else the source's, else this machine's memory, and says why. Through a buffer
+    /// nothing is looked at on the way: checksums need --verify, which reads both ends afterwards
+    #[arg(long, value_name = "MEMORY", value_enum)]
+    via: Option<Via>,
     /// Return without making the bytes durable
     #[arg(long)]
     no_flush: bool,
@@ -59,6 +64,61 @@ pub(crate) struct Copy {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// What bytes pass through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Via {
+    /// A drive's controller memory buffer
+    Cmb,
+    /// Memory of this machine
+    Dram,
+    /// The first of these that can be had
+    Auto,
+}
+
+/// What bytes passed through, and why.
+#[derive(Default)]
+struct Passed {
+    /// Absent if nobody asked.
+    object: Option<serde_json::Value>,
+    text: String,
+}
+
+impl Passed {
+    fn dram(via: Via, why: &str) -> Self {
+        let because = if via == Via::Dram {
+            "as asked for".to_owned()
+        } else {
+            why.to_owned()
+        };
+        Self {
+            text: format!("through memory of this machine: {because}\n"),
+            object: Some(json!({ "memory": "dram", "why": because })),
+        }
+    }
+
+    fn buffer(buffer: &PeerBuffer, instead: Option<&Unusable>, report: CopyReport) -> Self {
+        let (holder, name) = (buffer.holder(), buffer.drive().name());
+        let because = instead.map_or_else(|| "it is the first choice".to_owned(), ToString::to_string);
+        Self {
+            text: format!(
+                "through the controller memory buffer of the {holder}, {name}: {because}\n{} reads and {} writes, {} of which passed through memory \
+                 of this machine; {} regions of that were mapped\n",
+                report.reads, report.writes, report.bounced, report.mapped
+            ),
+            object: Some(json!({
+                "memory": "cmb",
+                "holder": holder.to_string(),
+                "drive": name,
+                "why": because,
+                "reads": report.reads,
+                "writes": report.writes,
+                "bounced": report.bounced,
+                "mapped": report.mapped,
+            })),
+        }
+    }
 }
 
 impl Copy {
@@ -85,6 +145,15 @@ impl Copy {
         self.refuse_overlap(count)?;
         let mut destination = self.open_destination(&initiator, &source, count)?;
         let window = self.window(&source, &destination)?;
+        let mut passed = Passed::default();
+        if let Some(via) = self.via {
+            match self.buffer(via, &source, &destination)? {
+                Ok((buffer, instead)) => {
+                    return self.copy_inside(&buffer, instead.as_ref(), (source, destination), count, window);
+                }
+                Err(dram) => passed = dram,
+            }
+        }
         let start = Instant::now();
         let mut hasher = Hasher::new(self.checksum);
         let mut progress = Progress::new(count, !self.quiet && !self.json);
@@ -114,7 +183,96 @@ impl Copy {
             None
         };
         progress.clear();
-        self.tell(count, elapsed, copied, arrived)
+        self.tell(count, elapsed, copied, arrived, passed)
+    }
+
+    /// The memory buffer to copy through, or why it is memory of this machine.
+    fn buffer(
+        &self,
+        via: Via,
+        source: &End,
+        destination: &End,
+    ) -> Result<Result<(PeerBuffer, Option<Unusable>), Passed>, Failure> {
+        if via == Via::Dram {
+            return Ok(Err(Passed::dram(via, "")));
+        }
+        let refuse = |why: String| match via {
+            Via::Cmb => Err(Failure::Failed(format!("--via cmb: {why}"))),
+            Via::Auto | Via::Dram => Ok(Err(Passed::dram(via, &why))),
+        };
+        let (from, to) = (source.device(), destination.device());
+        let (from, to) = match (
+            from.as_ref().and_then(Device::drive),
+            to.as_ref().and_then(Device::drive),
+        ) {
+            (Some(from), Some(to)) => (from, to),
+            (None, _) => {
+                return refuse(format!(
+                    "{} is no drive of this process's: use nvme+pci://",
+                    self.source
+                ));
+            }
+            (_, None) => {
+                return refuse(format!(
+                    "{} is no drive of this process's: use nvme+pci://",
+                    self.destination
+                ));
+            }
+        };
+        match PeerBuffer::choose(from, to, self.chunk, self.depth) {
+            Ok(chosen) => Ok(Ok(chosen)),
+            Err([first, second]) => refuse(format!("{first}; {second}")),
+        }
+    }
+
+    /// Copies through a memory buffer. What was copied is looked at afterwards, if at all.
+    fn copy_inside(
+        &self,
+        buffer: &PeerBuffer,
+        instead: Option<&Unusable>,
+        (source, destination): (End, End),
+        count: u64,
+        window: Window,
+    ) -> Result<(), Failure> {
+        let (from, to) = (source.device(), destination.device());
+        // Drives may have few queue pairs.
+        drop((source, destination));
+        let mut progress = Progress::new(count, !self.quiet && !self.json);
+        let range = CopyRange {
+            from: self.from,
+            to: self.to,
+            count,
+        };
+        let start = Instant::now();
+        let report = buffer
+            .copy(range, !self.no_flush, |moved| progress.show("copied", moved))
+            .map_err(|error| Failure::Failed(error.to_string()))?;
+        let elapsed = start.elapsed();
+        let (mut copied, mut arrived) = (None, None);
+        if self.verify {
+            copied = self.hash(from, self.from, count, window, &mut progress)?;
+            arrived = self.hash(to, self.to, count, window, &mut progress)?;
+        }
+        progress.clear();
+        let passed = Passed::buffer(buffer, instead, report);
+        self.tell(count, elapsed, copied, arrived, passed)
+    }
+
+    /// The checksum of what a device has.
+    fn hash(
+        &self,
+        device: Option<Device>,
+        at: u64,
+        count: u64,
+        window: Window,
+        progress: &mut Progress,
+    ) -> Result<Option<String>, Failure> {
+        let Some(device) = device else { return Ok(None) };
+        let mut end = End::blocks(device, self.depth)?;
+        let mut hasher = Hasher::new(self.checksum);
+        let show = &mut |moved| progress.show("verified", moved);
+        pipeline::run(&mut end, at, None, count, window, &mut hasher, show)?;
+        Ok(hasher.finish())
     }
 
     fn open_source(&self, initiator: &Initiator) -> Result<(End, u64), Failure> {
@@ -230,7 +388,7 @@ impl Copy {
             (Some(a), Some(b)) => same_file(a, b),
             // Two memories with the same URI are two memories.
             _ => match (&self.source, &self.destination) {
-                (Place::Uri(a), Place::Uri(b)) => a == b && !a.is_local(),
+                (Place::Uri(a), Place::Uri(b)) => a == b && !matches!(**a, Uri::Ram { .. }),
                 _ => false,
             },
         };
@@ -286,11 +444,12 @@ impl Copy {
         elapsed: Duration,
         copied: Option<String>,
         arrived: Option<String>,
+        passed: Passed,
     ) -> Result<(), Failure> {
         let seconds = elapsed.as_secs_f64();
         let rate = output::mib_per_second(count, seconds);
         let verified = arrived.is_some().then(|| arrived == copied);
-        let object = json!({
+        let mut object = json!({
             "source": self.source.to_string(),
             "destination": self.destination.to_string(),
             "bytes_copied": count,
@@ -301,6 +460,9 @@ impl Copy {
             "checksum_read_back": arrived,
             "verified": verified,
         });
+        if let (Some(via), Some(object)) = (passed.object, object.as_object_mut()) {
+            object.insert("via".to_owned(), via);
+        }
         if verified == Some(false) {
             let text = format!(
                 "what arrived at {} differs from what was read from {}: {} is {}, expected {}; check both ends and copy again",
@@ -322,6 +484,7 @@ impl Copy {
             "copied {} in {seconds:.3} s, {rate:.1} MiB/s\n",
             output::size(count)
         );
+        text.push_str(&passed.text);
         if let Some(checksum) = copied {
             text.push_str(&format!("{} {checksum}", self.checksum.name()));
             text.push_str(if verified == Some(true) {
