@@ -180,6 +180,27 @@ fn parts_of_one_region_are_mapped_once_and_forgotten_together() {
 }
 
 #[test]
+fn a_queue_with_the_number_of_an_earlier_one_is_heard() {
+    let (soft, _thread) = model(two());
+    let drive = Drive::take_over(soft.physical(), Some(1), Options::new()).unwrap();
+    let backing = Backing::from(drive.clone());
+    // Each leaves other doorbells in memory, and another place where the controller slept.
+    for commands in [17, 3, 5, 1, 40] {
+        let mut queue = backing.open_queue(20, FileBackend::Auto).unwrap();
+        for lba in 0..commands {
+            let done = run(&mut queue, Command::write(1, lba, 8), memory(4096, 3)).unwrap();
+            assert!(done.completion.is_success());
+        }
+        let LocalQueue::Drive(queue) = queue else {
+            unreachable!()
+        };
+        assert_eq!(queue.qid(), 1);
+    }
+    drop((backing, drive));
+    assert_eq!(soft.misuse(), []);
+}
+
+#[test]
 fn after_a_reset_another_queue_is_opened() {
     let (soft, _thread) = model(two());
     let drive = Drive::take_over(soft.physical(), Some(1), Options::new()).unwrap();

@@ -84,9 +84,11 @@ impl Shadow {
             tail: 0,
             head: 0,
         };
-        // What an earlier queue of this number left does not hold for the new one.
-        doorbells.store(doorbells.submission, 0);
-        doorbells.store(doorbells.completion, 0);
+        // What an earlier queue of this number left does not hold for the new one: neither its doorbells nor where the controller slept.
+        for place in [doorbells.submission, doorbells.completion] {
+            store(&doorbells.values, place, 0);
+            store(&doorbells.events, place, 0);
+        }
         Some(doorbells)
     }
 
@@ -95,21 +97,22 @@ impl Shadow {
     }
 }
 
-impl ShadowDoorbells {
-    fn store(&self, place: Place, value: u16) {
-        let Some(word) = self.values.words().and_then(|words| words.get(place.word)) else {
-            return;
-        };
-        // Both halves of a word belong to one queue (or the other half to nothing), and only its thread writes here.
-        let old = u64::from_le(word.load(Ordering::Relaxed));
-        let new = if place.upper {
-            (old & 0xffff_ffff) | (u64::from(value) << 32)
-        } else {
-            (old & !0xffff_ffff) | u64::from(value)
-        };
-        word.store(new.to_le(), Ordering::Release);
-    }
+/// Stores one doorbell of a page.
+fn store(page: &Region, place: Place, value: u16) {
+    let Some(word) = page.words().and_then(|words| words.get(place.word)) else {
+        return;
+    };
+    // Both halves of a word belong to one queue (or the other half to nothing), and only its thread writes here.
+    let old = u64::from_le(word.load(Ordering::Relaxed));
+    let new = if place.upper {
+        (old & 0xffff_ffff) | (u64::from(value) << 32)
+    } else {
+        (old & !0xffff_ffff) | u64::from(value)
+    };
+    word.store(new.to_le(), Ordering::Release);
+}
 
+impl ShadowDoorbells {
     fn event(&self, place: Place) -> u16 {
         let words = self.events.words();
         let Some(word) = words.and_then(|words| words.get(place.word)) else {
@@ -122,7 +125,7 @@ impl ShadowDoorbells {
 
     /// Rings the submission queue's doorbell in memory, and says whether the register has to be written as well.
     pub(crate) fn submission(&mut self, tail: u16) -> bool {
-        self.store(self.submission, tail);
+        store(&self.values, self.submission, tail);
         // The controller writes its event index and then looks at the value: one of both sees the other's.
         fence(Ordering::SeqCst);
         let needed = passed(self.event(self.submission), tail, self.tail);
@@ -132,7 +135,7 @@ impl ShadowDoorbells {
 
     /// The same for the completion queue.
     pub(crate) fn completion(&mut self, head: u16) -> bool {
-        self.store(self.completion, head);
+        store(&self.values, self.completion, head);
         fence(Ordering::SeqCst);
         let needed = passed(self.event(self.completion), head, self.head);
         self.head = head;

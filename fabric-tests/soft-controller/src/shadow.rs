@@ -33,7 +33,8 @@ impl ShadowBuffers {
         Shadow {
             doorbell: Iova(self.doorbells.0.saturating_add(at)),
             event: Iova(self.events.0.saturating_add(at)),
-            awake: true,
+            // Nobody looks at the doorbells of a new queue before the first write to its register.
+            awake: false,
         }
     }
 }
