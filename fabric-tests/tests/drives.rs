@@ -751,3 +751,36 @@ fn drives_without_memory_buffers_say_so_and_one_that_fails_ends_the_copy() {
     // The next one goes well.
     assert_eq!(buffer.copy(range, false, |_| {}).unwrap().writes, 32);
 }
+
+#[test]
+fn transfers_longer_than_the_drive_takes_at_once_go_through_short_queues() {
+    let mut bed = Bed::new(2, SoftConfig::default());
+    let mut host = bed.host();
+    let mut queues = [host.queue(4), host.queue(4)];
+    let len = 1 << 20;
+    for round in 0..40_u64 {
+        for write in [true, false] {
+            let mut ids = Vec::new();
+            for (queue, number) in queues.iter_mut().zip(0_u64..) {
+                for index in 0..4_u64 {
+                    let lba = (number * 4 + index) * 256;
+                    let bytes = contents(round << 8 | number << 4 | index, len);
+                    ids.push(if write {
+                        queue.submit(Command::write(2, lba, 256), memory(&bytes))
+                    } else {
+                        queue.submit(Command::read(2, lba, 256), blank(len))
+                    });
+                }
+                queue.commit().unwrap();
+            }
+            for (at, id) in ids.into_iter().enumerate() {
+                let done = queues[at / 4].completion_of(id).unwrap();
+                assert_eq!(done.completion.status, Status::SUCCESS);
+                let seed = round << 8 | (at as u64 / 4) << 4 | (at as u64 % 4);
+                assert!(write || bytes_of(&done.data) == contents(seed, len));
+            }
+        }
+    }
+    drop(queues);
+    bed.end();
+}

@@ -84,6 +84,8 @@ pub(super) struct Adapter {
     /// Receives that are not posted.
     pub(super) free: Vec<u32>,
     slots: Vec<Slot>,
+    /// The memory of receives, which drives reach as well: what comes in capsules is written from there.
+    pub(super) memory: Vec<Region>,
     pub(super) promised: u32,
     /// Connections that have ended. Some devices lose the receive that a queue pair was filling when it ended (rxe does), so for
     /// each there is one more.
@@ -141,6 +143,7 @@ impl Adapter {
             stale: Vec::new(),
             free: Vec::new(),
             slots: Vec::new(),
+            memory: Vec::new(),
             promised: 0,
             ended: 0,
             users: 0,
@@ -230,6 +233,7 @@ impl Adapter {
             });
             self.free.push(id);
         }
+        self.memory.push(region);
         Ok(())
     }
 

@@ -222,7 +222,12 @@ impl Driver {
             Err(refusal) => return refuse(request, &refusal, &refusal),
         };
         let entries = u32::from(granted.entries);
-        match adapter.promise(entries) {
+        let before = adapter.memory.len();
+        let promised = adapter.promise(entries);
+        for region in adapter.memory.iter().skip(before) {
+            engine.reach(region);
+        }
+        match promised {
             Ok(true) => {}
             Ok(false) => {
                 let text = format!(
@@ -582,7 +587,7 @@ impl Driver {
             }
         }
         let gone = self.bury(engine, now);
-        self.close_adapters(reactor, now);
+        self.close_adapters(reactor, engine, now);
         gone
     }
 
@@ -650,7 +655,7 @@ impl Driver {
     }
 
     /// Closes devices that no connection has used for a while.
-    fn close_adapters(&mut self, reactor: &mut Reactor, now: Instant) {
+    fn close_adapters(&mut self, reactor: &mut Reactor, engine: &mut Engine, now: Instant) {
         for place in &mut self.adapters {
             let until = place.as_ref().and_then(Adapter::kept_until);
             if until.is_none_or(|until| until > now) {
@@ -660,6 +665,9 @@ impl Driver {
                 tracing::debug!(device = adapter.device.name(), "closed");
                 self.registrations += adapter.registry.registrations;
                 let mut adapter = adapter;
+                for region in &adapter.memory {
+                    engine.unreach(region);
+                }
                 for watched in adapter.queues().filter_map(|queue| queue.watched.take()) {
                     reactor.close(watched);
                 }
