@@ -1,71 +1,39 @@
 //! What an I/O costs the driver: instructions and allocations of submit and poll, against a controller that answers inside the doorbell.
 //!
 //! The program runs itself under callgrind with few I/Os and with many; the difference, divided by the I/Os that make it, is what one costs.
-//! Instructions of the model (everything below a register write) and of the issuer's loop (taking memory from a list and putting it back)
-//! are counted by themselves and taken off. Allocations are what memcheck
-//! counts, by the same difference. Without valgrind it says so, and runs the I/Os once.
+//! Instructions of the model (everything below a register write) and of the issuer's loop (taking memory from a list, looking at the status and
+//! putting the memory back) are counted by themselves and taken off; making a command is the driver's. Allocations are what memcheck
+//! counts, by the same difference. Reads and writes of registers are counted at the seam below the driver. Without valgrind it says so, and
+//! runs the I/Os once. What memory an I/O touches is counted by `cache_lines`.
 //!
 //! `cargo bench -p homi-nvme`
 
-use std::error::Error;
 use std::hint::black_box;
 use std::path::Path;
 use std::process::Command as Process;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use homi_nvme::{Controller, Options, QueueOptions, SystemClock};
 use homi_queue::{Command, CommandId, Completed, Completion, Data, Queue, Region};
-use homi_soft_controller::{Mode, SoftConfig, SoftController};
 
-type Failure = Box<dyn Error>;
+mod support;
 
-const BLOCK: usize = 4096;
-/// I/Os in flight in the largest batch.
-const DEPTH: u16 = 64;
+use support::{BLOCK, CASES, Case, Failure, Setup};
+
 const FEW: u64 = 64_000;
 const MANY: u64 = 192_000;
-
-/// One way to use a queue.
-#[derive(Debug, Clone, Copy)]
-struct Case {
-    name: &'static str,
-    write: bool,
-    batch: u16,
-    /// Bytes of an I/O.
-    len: usize,
-}
-
-const CASES: [Case; 6] = [
-    case("read 4 KiB, batch 1", false, 1, BLOCK),
-    case("read 4 KiB, batch 8", false, 8, BLOCK),
-    case("read 4 KiB, batch 32", false, 32, BLOCK),
-    case("write 4 KiB, batch 32", true, 32, BLOCK),
-    case("read 512 B, batch 32", false, 32, 512),
-    case("read 128 KiB, batch 8", false, 8, 128 << 10),
-];
-
-const fn case(name: &'static str, write: bool, batch: u16, len: usize) -> Case {
-    Case {
-        name,
-        write,
-        batch,
-        len,
-    }
-}
 
 /// What a run counted by itself.
 struct Run {
     doorbells: u64,
+    reads: u64,
+    writes: u64,
     interrupts: u64,
 }
 
 /// The same loop without a queue: what the issuer's own work costs.
 fn run_alone(case: Case, ios: u64) -> Result<(), Failure> {
     let memory = Region::allocate(usize::from(case.batch) * case.len, BLOCK)?;
-    let part = |n: usize| memory.segment(n * case.len..(n + 1) * case.len).map(Data::One);
-    let mut free = (0..usize::from(case.batch))
-        .map(part)
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut free = support::parts(&memory, case)?;
     let mut held = Vec::with_capacity(free.len());
     let mut failures = 0;
     for _ in 0..ios / u64::from(case.batch) {
@@ -105,24 +73,23 @@ impl Extend<Completed> for Again<'_> {
 }
 
 fn run(case: Case, ios: u64) -> Result<Run, Failure> {
-    let model = SoftController::new(SoftConfig {
-        mode: Mode::Instant,
-        ..SoftConfig::default()
-    })?;
-    let options = Options::new().shadow_doorbells(false);
-    let controller = Controller::open(model.physical(), Arc::new(SystemClock::new()), options)?;
-    let mut queue = controller.open_queue(QueueOptions::new(DEPTH))?;
-    let memory = Region::allocate(usize::from(case.batch) * case.len, BLOCK)?;
-    let _mapped = controller.map(&memory)?;
-    let part = |n: usize| memory.segment(n * case.len..(n + 1) * case.len).map(Data::One);
-    let mut free = (0..usize::from(case.batch))
-        .map(part)
-        .collect::<Result<Vec<_>, _>>()?;
-    let blocks = u32::try_from(case.len / 512)?;
-    let nsid = black_box(1);
-    let blocks = black_box(blocks);
-    let opcode = black_box(if case.write { 1 } else { 2 });
+    let Setup {
+        counts,
+        mut queue,
+        mut free,
+        blocks,
+        ..
+    } = Setup::new(case, |_| {})?;
+    // What an issuer learns at run time.
+    let (nsid, opcode, blocks) = (black_box(1), black_box(case.opcode()), black_box(blocks));
     let mut lba = 0;
+    let registers = || {
+        (
+            counts.reads.load(Ordering::Relaxed),
+            counts.writes.load(Ordering::Relaxed),
+        )
+    };
+    let (reads, writes) = registers();
     let before = queue.counters();
     let mut failures = 0;
     for _ in 0..ios / u64::from(case.batch) {
@@ -146,7 +113,10 @@ fn run(case: Case, ios: u64) -> Result<Run, Failure> {
         return Err(format!("{failures} i/os failed").into());
     }
     let after = queue.counters();
+    let (reads_after, writes_after) = registers();
     Ok(Run {
+        reads: reads_after - reads,
+        writes: writes_after - writes,
         doorbells: after.submission_doorbells + after.completion_doorbells
             - before.submission_doorbells
             - before.completion_doorbells,
@@ -199,29 +169,29 @@ fn main() -> Result<(), Failure> {
             }
         };
     }
-    let valgrind = Process::new("valgrind").arg("--version").output().is_ok();
+    let valgrind = support::has_valgrind();
     if !valgrind {
-        println!("instructions are not counted: valgrind is not installed");
+        println!("instructions and allocations are not counted: valgrind is missing, install it");
     }
     let folder = std::env::temp_dir().join(format!("homi-nvme-counts-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     let callgrind = ["--tool=callgrind", "--callgrind-out-file=/dev/null"];
-    let model = [
-        callgrind[0],
-        callgrind[1],
-        "--toggle-collect=*SoftRegisters*write32*",
-    ];
+    let model = [callgrind[0], callgrind[1], "--toggle-collect=*Counted*write32*"];
     let memcheck = ["--tool=memcheck", "--leak-check=no"];
-    println!("per i/o                  instructions  model below  issuer above  allocations  doorbells");
+    println!(
+        "per i/o                  instructions  model below  issuer above  allocations  doorbells  registers read  written"
+    );
     for (index, case) in CASES.iter().enumerate() {
         let counted = run(*case, MANY)?;
         if counted.interrupts > 0 {
             return Err("a polled queue took interrupts".into());
         }
         #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-        let doorbells = counted.doorbells as f64 / MANY as f64;
+        let [doorbells, reads, writes] =
+            [counted.doorbells, counted.reads, counted.writes].map(|count| count as f64 / MANY as f64);
+        let registers = format!("{doorbells:>10.3} {reads:>15.3} {writes:>8.3}");
         if !valgrind {
-            println!("{:24} {:>63.3}", case.name, doorbells);
+            println!("{:24} {:>53}{registers}", case.name, "");
             continue;
         }
         let all = per_io(&folder, &callgrind, "Collected : ", index)?;
@@ -229,7 +199,7 @@ fn main() -> Result<(), Failure> {
         let below = per_io(&folder, &model, "Collected : ", index)?;
         let allocations = per_io(&folder, &memcheck, "total heap usage: ", index)?;
         println!(
-            "{:24} {:>12.1} {below:>12.1} {above:>13.1} {allocations:>12.3} {doorbells:>10.3}",
+            "{:24} {:>12.1} {below:>12.1} {above:>13.1} {allocations:>12.3} {registers}",
             case.name,
             all - below - above
         );

@@ -243,8 +243,9 @@ impl IoQueue {
     /// Writes an entry into the submission queue. The first word is complete.
     #[inline]
     fn place(&mut self, words: [u64; 5], pointer: (u64, u64)) {
-        // As many entries as commands may be in flight, and one more: there is always room, until the queue is lost.
+        // As many entries as commands may be in flight, and one more: there is always room, if the controller says how far it got.
         let Ok(at) = self.rings.submission.push() else {
+            self.stuck();
             return;
         };
         let Some([a, b, c, d, e, f, g, h]) = self.rings.entries.get(at.into()) else {

@@ -217,9 +217,7 @@ impl Inner {
         let Life { queues, admin, .. } = life;
         for (qid, queue) in queues.iter_mut() {
             // All that is judged is what the queue's thread saw when it looked: since then, a command may have come to its end.
-            let report = queue.shared.take_report();
-            queue.shared.ask();
-            let Some(Report { now: seen, late }) = report else {
+            let Some(Report { now: seen, late }) = queue.shared.take_report() else {
                 continue;
             };
             queue.aborted.retain(|(aborted, _)| late.contains(aborted));
@@ -246,6 +244,10 @@ impl Inner {
                     }
                 }
             }
+        }
+        // Not before it is known that the controller goes on: who is woken rings doorbells.
+        for queue in queues.values() {
+            queue.shared.ask();
         }
         None
     }

@@ -151,6 +151,26 @@ fn nonsense_on_a_queue_resets_the_controller() {
 }
 
 #[test]
+fn a_head_that_stays_behind_resets_the_controller() {
+    let rig = Rig::with(
+        SoftConfig::default(),
+        options().command_timeout(None, Duration::from_secs(9)),
+    );
+    let mut queue = rig.queue(1);
+    rig.model
+        .add_fault(FaultRule::always(CommandMatch::io(), Fault::WrongSqHead(0)));
+    let done = rig.run(&mut queue, Command::read(1, 0, 8), page());
+    assert!(done.completion.is_success());
+    // Its queue has room for one entry, which the controller does not say it fetched.
+    submit(&mut queue, Command::read(1, 8, 8), page());
+    let lost = rig.until_lost(&mut queue, &mut Vec::new());
+    assert!(lost.to_string().contains("stays behind"), "{lost}");
+    assert_eq!(lost.undelivered().len(), 1);
+    drop((done, lost, queue));
+    rig.close();
+}
+
+#[test]
 fn a_removed_controller_is_gone_for_good() {
     let rig = Rig::new(SoftConfig::default());
     let mut queue = rig.queue(4);
@@ -292,7 +312,7 @@ fn one_thread_looks_after_a_controller() {
     assert_eq!(done.len() + lost.unwrap().undelivered().len(), submitted);
     drop((queue, watch, controller));
     drop(runner);
-    support::check_left(&model, false);
+    support::check_left_by_threads(&model);
 }
 
 #[test]

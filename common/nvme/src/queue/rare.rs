@@ -330,6 +330,19 @@ impl IoQueue {
                 Ok(_) => format!("command id {id} names no command in flight (unknown, late or doubled)"),
             }
         };
+        self.break_off(what);
+    }
+
+    /// There is no room for an entry: the controller completes commands without saying that it fetched them.
+    #[cold]
+    pub(super) fn stuck(&mut self) {
+        let head = self.rings.submission.head();
+        self.break_off(format!(
+            "submission queue head {head} stays behind the commands that are completed"
+        ));
+    }
+
+    fn break_off(&mut self, what: String) {
         self.broken = true;
         self.attention.set(true);
         self.shared.report_broken(what);
