@@ -11,7 +11,7 @@ use homi_fabric::host::{
     parse_namespace_list,
 };
 use homi_fabric::rdma::cm::Rejected;
-use homi_queue::{Command, CommandId, Completion, Data, LostReason, Queue, Region};
+use homi_queue::{Command, CommandId, Completion, Data, LostReason, Region};
 use homi_spec::Status;
 use homi_spec::identify::{Cns, DATA_SIZE, Identify};
 use homi_spec::log::{GetLogPage, LogId};
@@ -383,6 +383,10 @@ impl Controller {
         // One entry of a queue stays free, so that full and empty differ.
         let most = (inner.info.max_queue_entries - 1).min(MAX_DEPTH);
         let depth = u16::try_from(u32::from(depth.max(1)).min(most)).unwrap_or(depth);
+        let entries = match inner.route {
+            Route::Tcp(_) => depth + 1,
+            Route::Rdma(_) => crate::rdma::entries(depth, most),
+        };
         let in_capsule = match (&inner.route, inner.info.in_capsule_offset) {
             (Route::Tcp(_), _) | (Route::Rdma(_), 0) => inner.info.in_capsule.min(MAX_IN_CAPSULE),
             // Nobody puts a gap there, and capsules here have none.
@@ -392,6 +396,7 @@ impl Controller {
             qid,
             controller_id: inner.info.controller_id,
             depth,
+            entries,
             in_capsule,
             max_descriptors: inner.info.max_descriptors,
         };
@@ -402,7 +407,7 @@ impl Controller {
             subsystem: inner.peer.subsystem.clone(),
             controller_id: inner.info.controller_id,
             qid,
-            entries: queue.depth() + 1,
+            entries: queue.entries(),
             sq_flow_control: options.sq_flow_control,
         });
         dial::runner(&mut queue, options.connect_timeout)

@@ -133,6 +133,7 @@ pub(crate) fn connect_admin(
                 qid: 0,
                 controller_id: 0,
                 depth,
+                entries: depth + 1,
                 in_capsule: 0,
                 max_descriptors: 1,
             };

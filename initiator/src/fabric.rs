@@ -75,6 +75,14 @@ impl FabricQueue {
         either!(self, queue => queue.wait_limit())
     }
 
+    /// Entries of the submission queue, as Connect has to say them: more than the depth.
+    pub(crate) fn entries(&self) -> u16 {
+        match self {
+            Self::Tcp(queue) => queue.depth() + 1,
+            Self::Rdma(queue) => queue.entries(),
+        }
+    }
+
     pub(crate) fn set_link(&mut self, link: QueueLink) {
         either!(self, queue => queue.set_link(link));
     }

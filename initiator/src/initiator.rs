@@ -8,7 +8,6 @@ use std::time::Duration;
 use homi_fabric::host::{
     BringUp, BringUpParams, ControllerInfo, ControllerKind, DiscoveryRecord, Shutdown, SubsystemKind,
 };
-use homi_queue::Queue;
 
 use crate::clock;
 use crate::controller::{Controller, ControllerInner, QueueIds};
@@ -218,7 +217,7 @@ impl Initiator {
             host_id: options.host_id,
             subsystem: peer.subsystem.clone(),
             keep_alive,
-            admin_entries: queue.depth() + 1,
+            admin_entries: queue.entries(),
             sq_flow_control: options.sq_flow_control,
             io_queues: options.io_queues,
         });

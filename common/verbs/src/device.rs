@@ -21,6 +21,9 @@ const RXE_VENDOR: u32 = 0x00ff_ffff;
 /// Its driver hands the kernel's own flags to user space, where this bit means something else that reliable connections never have.
 const RXE_WITH_INVALIDATE: u32 = 1 << 2;
 
+/// The vendor that Linux's iWARP in software claims to be. Its library in user space knows no SEND with invalidate, though its driver does.
+const SIW_VENDOR: u32 = 0x0062_6d74;
+
 /// The error that a call has just left in `errno`.
 pub(crate) fn system(action: &'static str) -> VerbsError {
     VerbsError::System {
@@ -319,7 +322,8 @@ fn limits_of(raw: &ibv_device_attr, vectors: i32) -> Limits {
         } else {
             Windows::None
         },
-        invalidate: has(ibv_device_cap_flags::IBV_DEVICE_MEM_MGT_EXTENSIONS),
+        invalidate: raw.vendor_id != SIW_VENDOR && has(ibv_device_cap_flags::IBV_DEVICE_MEM_MGT_EXTENSIONS),
+        silent_is_done: raw.vendor_id != SIW_VENDOR,
         completion_vectors: count(vectors).max(1),
     }
 }

@@ -109,8 +109,11 @@ pub struct Limits {
     pub responder_resources: u8,
     /// Memory windows that can be bound by work requests.
     pub windows: Windows,
-    /// Whether keys can be invalidated by work requests. Devices in software do it without saying so.
+    /// Whether keys can be invalidated by work requests. Devices in software do it without saying so, or say so and do not.
     pub invalidate: bool,
+    /// Whether a completion says that the memory of silent work requests before it may be used again, as it should. iWARP in software sends
+    /// such memory without a copy, and may send it again later.
+    pub silent_is_done: bool,
     /// Completion vectors: interrupts among which completion queues can be spread.
     pub completion_vectors: u32,
 }

@@ -208,6 +208,7 @@ impl World {
             max_pieces: pick([2, 3, 4, 8], queues >> 4),
             max_read_pieces: pick([1, 2, 3, 4], queues >> 6),
             invalidate: kind & 0x80 == 0,
+            signal_data: false,
         };
         let room = match buffers & 3 {
             0 => usize::from(in_capsule),

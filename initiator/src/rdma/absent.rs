@@ -52,6 +52,10 @@ impl Route {
 }
 
 impl RdmaQueue {
+    pub(crate) fn entries(&self) -> u16 {
+        match self.0 {}
+    }
+
     /// Whether the connection is initialised.
     #[must_use]
     pub fn is_ready(&self) -> bool {

@@ -203,9 +203,10 @@ impl Dialing<'_> {
         let CmEventKind::Established(answer) = answer else {
             return Err(self.not_nvme("the connection was established without an answer".to_owned()));
         };
-        let connection = self.agree(&answer, &sizes)?;
+        let (connection, entries) = self.agree(&answer, &sizes)?;
         Ok(RdmaQueue::new(Parts {
             connection,
+            entries,
             qp,
             sleeper,
             memory,
@@ -246,8 +247,8 @@ impl Dialing<'_> {
         }
     }
 
-    /// What both ends agreed on.
-    fn agree(&self, answer: &PeerOptions, sizes: &Sizes) -> Result<HostConnection, Error> {
+    /// What both ends agreed on, and the entries of the queue.
+    fn agree(&self, answer: &PeerOptions, sizes: &Sizes) -> Result<(HostConnection, u16), Error> {
         let accepted = Accepted::parse(&answer.private_data, sizes.entries)
             .map_err(|error| self.not_nvme(error.to_string()))?;
         let params = HostParams {
@@ -262,7 +263,7 @@ impl Dialing<'_> {
             connection.set_flow_control(Some(u32::from(accepted.entries)));
         }
         connection.established();
-        Ok(connection)
+        Ok((connection, accepted.entries))
     }
 
     /// Waits for an event of the connection manager; all others that come meanwhile end the attempt.
@@ -396,7 +397,7 @@ fn is_no_device(error: &io::Error) -> bool {
 
 /// Sizes of a queue, from what is asked for and what the device has.
 struct Sizes {
-    /// Entries to ask for: one more than commands in flight.
+    /// Entries to ask for.
     entries: u16,
     /// Receives.
     receives: u16,
@@ -427,7 +428,7 @@ impl Sizes {
             commands
         };
         Self {
-            entries: shape.depth.saturating_add(1),
+            entries: shape.entries,
             receives: shape.depth.saturating_add(SPARE_RECEIVES),
             sends,
             work_requests,

@@ -59,10 +59,20 @@ pub(crate) struct Shape {
     pub(crate) controller_id: u16,
     /// Commands in flight at most.
     pub(crate) depth: u16,
+    /// Entries of the queue: more than `depth`.
+    pub(crate) entries: u16,
     /// Bytes that a capsule may have after the command.
     pub(crate) in_capsule: u32,
     /// Descriptors of one command.
     pub(crate) max_descriptors: u16,
+}
+
+/// Entries of an I/O queue for so many commands in flight, of which the controller takes `most` and one. Controllers measure what they post by
+/// them, and there are some that never answer a command which takes more work requests than that: with few pieces in each, that is a long READ.
+pub(crate) fn entries(depth: u16, most: u32) -> u16 {
+    const FEWEST: u16 = 32;
+    let most = u16::try_from(most).unwrap_or(u16::MAX);
+    depth.max(FEWEST - 1).min(most).max(depth).saturating_add(1)
 }
 
 /// A region, registered with everything that its association reaches its controller through, until this is dropped (and the commands that

@@ -121,6 +121,8 @@ impl Staging {
 /// What a queue is made of.
 pub(super) struct Parts {
     pub(super) connection: HostConnection,
+    /// Of the queue, as both ends agreed.
+    pub(super) entries: u16,
     pub(super) qp: Qp,
     pub(super) sleeper: Sleeper,
     pub(super) memory: Arc<Memory>,
@@ -163,6 +165,7 @@ struct OnDevice {
 /// Memory of commands is registered when it is first used, see [`Controller::register`](crate::Controller::register).
 pub struct RdmaQueue {
     connection: HostConnection,
+    entries: u16,
     /// Absent once the queue is lost.
     device: Option<OnDevice>,
     sleeper: Sleeper,
@@ -195,9 +198,15 @@ pub struct RdmaQueue {
 }
 
 impl RdmaQueue {
+    /// Entries of the queue, as both ends agreed.
+    pub(crate) fn entries(&self) -> u16 {
+        self.entries
+    }
+
     pub(super) fn new(parts: Parts) -> Self {
         let Parts {
             connection,
+            entries,
             qp,
             sleeper,
             memory,
@@ -210,6 +219,7 @@ impl RdmaQueue {
         let slots = usize::from(depth);
         let now = clock::coarse();
         Self {
+            entries,
             device: Some(OnDevice {
                 qp,
                 local: Local::new(&memory),

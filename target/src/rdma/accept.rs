@@ -30,6 +30,7 @@ pub(super) fn make(
         max_pieces: 2,
         max_read_pieces: 1,
         invalidate: limits.invalidate,
+        signal_data: !limits.silent_is_done,
     };
     let options = QpOptions {
         sends,

@@ -36,6 +36,8 @@ pub struct ControllerParams {
     pub max_read_pieces: u16,
     /// The device can send with invalidate. Where not, hosts invalidate their keys themselves.
     pub invalidate: bool,
+    /// Data is written with signaled work requests: for devices where a later completion does not say that its memory is free.
+    pub signal_data: bool,
 }
 
 impl Default for ControllerParams {
@@ -49,6 +51,7 @@ impl Default for ControllerParams {
             max_pieces: 4,
             max_read_pieces: 1,
             invalidate: true,
+            signal_data: false,
         }
     }
 }
@@ -219,20 +222,6 @@ pub enum Cancel {
     Later,
 }
 
-/// Signaled work that somebody waits for.
-#[derive(Debug)]
-struct Posted {
-    id: WorkId,
-    what: What,
-}
-
-#[derive(Debug)]
-enum What {
-    Read(CommandKey),
-    /// A response, and the memory whose WRITEs went before it.
-    Response(Data),
-}
-
 /// The controller end of one queue pair: see the [module](super) for how it is driven.
 #[derive(Debug)]
 pub struct ControllerConnection {
@@ -243,13 +232,14 @@ pub struct ControllerConnection {
     still: bool,
     table: CommandTable,
     send_queue: SendQueue,
-    /// RDMA READs outstanding.
-    reads: u8,
+    /// RDMA READs outstanding, oldest first.
+    open_reads: VecDeque<(WorkId, CommandKey)>,
     /// Commands whose READs are not all posted, oldest first.
     reading: VecDeque<CommandKey>,
     /// Commands whose responses are not posted, oldest first.
     responding: VecDeque<CommandKey>,
-    posted: VecDeque<Posted>,
+    /// Memory whose WRITEs went before responses that are not known to be sent.
+    sent: VecDeque<(WorkId, Data)>,
     /// Receives that completed before the connection was established, and their lengths.
     early: VecDeque<(ReceiveBuffer, usize)>,
     events: VecDeque<ControllerEvent>,
@@ -272,10 +262,10 @@ impl ControllerConnection {
             still: false,
             table: CommandTable::new(),
             send_queue: SendQueue::new(params.send_queue),
-            reads: 0,
+            open_reads: VecDeque::new(),
             reading: VecDeque::new(),
             responding: VecDeque::new(),
-            posted: VecDeque::new(),
+            sent: VecDeque::new(),
             early: VecDeque::new(),
             events: VecDeque::new(),
             returned: VecDeque::new(),
@@ -334,7 +324,7 @@ impl ControllerConnection {
     /// which can be done at any time.
     #[must_use]
     pub fn waits_for_work(&self) -> bool {
-        self.reads > 0 || self.has_work()
+        !self.open_reads.is_empty() || self.has_work()
     }
 
     /// Whether work waits for room in the send queue, or for the end of other RDMA READs.
@@ -461,18 +451,18 @@ impl ControllerConnection {
         Ok((key, view))
     }
 
-    /// A signaled work request completed; those before it did too.
+    /// A signaled work request completed; those before it did too, but for RDMA READs: each has a completion of its own, which some devices
+    /// tell after those of later work requests.
     ///
     /// # Errors
     /// [`TransportError::UnknownWork`] if it is not outstanding; the connection has failed then.
     pub fn completed(&mut self, id: WorkId) -> Result<(), TransportError> {
-        if !self.send_queue.retire(id) {
+        if !self.retire(id) {
             if self.failed {
                 return Ok(());
             }
             return Err(self.fail(TransportError::UnknownWork { id }));
         }
-        self.sweep();
         self.settle();
         Ok(())
     }
@@ -481,8 +471,7 @@ impl ControllerConnection {
     pub fn work_failed(&mut self, id: WorkId) {
         // No event may come of the sweep.
         self.lost();
-        if self.send_queue.retire(id) {
-            self.sweep();
+        if self.retire(id) {
             self.settle();
         }
     }
@@ -509,6 +498,9 @@ impl ControllerConnection {
     pub fn stopped(&mut self) {
         self.lost();
         self.send_queue.retire_all();
+        while let Some((_, key)) = self.open_reads.pop_front() {
+            self.read_ended(key);
+        }
         self.sweep();
         self.settle();
     }
@@ -519,21 +511,42 @@ impl ControllerConnection {
         error
     }
 
-    /// Ends what waits for work that is over.
-    fn sweep(&mut self) {
-        while let Some(front) = self.posted.front()
-            && self.send_queue.is_over(front.id)
-        {
-            match self.posted.pop_front().map(|posted| posted.what) {
-                Some(What::Read(key)) => self.read_ended(key),
-                Some(What::Response(Data::None)) | None => {}
-                Some(What::Response(data)) => self.returned.push_back(Returned::Data(data)),
+    /// A work request is over, with those before it; false if it is not outstanding.
+    fn retire(&mut self, id: WorkId) -> bool {
+        let mut known = self.send_queue.retire(id);
+        if !self.open_reads.is_empty() {
+            // There are no more of them than `read_depth`.
+            let place = self.open_reads.iter().position(|(read, _)| *read == id);
+            let ended = place.and_then(|place| self.open_reads.remove(place));
+            let queue = &self.send_queue;
+            let overtaken = self
+                .open_reads
+                .iter()
+                .filter(|(read, _)| queue.is_over(*read))
+                .count();
+            self.send_queue.set_overtaken(overtaken);
+            if let Some((_, key)) = ended {
+                known = true;
+                self.read_ended(key);
             }
+        }
+        if known {
+            self.sweep();
+        }
+        known
+    }
+
+    /// Returns the memory of responses that were sent.
+    fn sweep(&mut self) {
+        while let Some((id, _)) = self.sent.front()
+            && self.send_queue.is_over(*id)
+        {
+            let sent = self.sent.pop_front();
+            self.returned.extend(sent.map(|(_, data)| Returned::Data(data)));
         }
     }
 
     fn read_ended(&mut self, key: CommandKey) {
-        self.reads = self.reads.saturating_sub(1);
         let Some(slot) = self.table.get_mut(key) else {
             return;
         };
@@ -625,7 +638,7 @@ impl ControllerConnection {
         if !self.is_ready() || self.send_queue.room() == 0 {
             return None;
         }
-        if self.reads < self.params.read_depth
+        if self.open_reads.len() < usize::from(self.params.read_depth)
             && let Some((key, chunk)) = self.next_read()
         {
             return self.post_read(key, chunk);
@@ -642,7 +655,7 @@ impl ControllerConnection {
 
     fn post_write(&mut self, key: CommandKey, chunk: Chunk) -> Option<Work<'_>> {
         let slot = self.table.get(key)?;
-        let ticket = self.send_queue.post(false);
+        let ticket = self.send_queue.post(self.params.signal_data);
         Some(Work {
             id: ticket.id,
             ring: ticket.ring,
@@ -668,11 +681,7 @@ impl ControllerConnection {
 
     fn post_read(&mut self, key: CommandKey, chunk: Chunk) -> Option<Work<'_>> {
         let ticket = self.send_queue.post(true);
-        self.posted.push_back(Posted {
-            id: ticket.id,
-            what: What::Read(key),
-        });
-        self.reads += 1;
+        self.open_reads.push_back((ticket.id, key));
         let slot = self.table.get_mut(key)?;
         slot.reads += 1;
         Some(Work {
@@ -701,10 +710,7 @@ impl ControllerConnection {
         // Unsignaled unless somebody waits for the memory.
         let ticket = self.send_queue.post(!data.is_empty());
         if !data.is_empty() {
-            self.posted.push_back(Posted {
-                id: ticket.id,
-                what: What::Response(data),
-            });
+            self.sent.push_back((ticket.id, data));
         }
         Work {
             id: ticket.id,

@@ -230,6 +230,8 @@ pub(super) struct SendQueue {
     posted: u32,
     /// Of those, the ones known to be over.
     retired: u32,
+    /// Of those, the ones that are not: RDMA READs that work requests behind them were done before.
+    overtaken: u16,
     ring: u16,
     /// Posted since the last signaled one.
     unsignaled: u16,
@@ -250,16 +252,28 @@ impl SendQueue {
             depth,
             posted: 0,
             retired: 0,
+            overtaken: 0,
             ring: 0,
             unsignaled: 0,
             // Some work request among those that fill the queue is always signaled, so a full queue empties by itself.
-            signal_every: (depth / 2).clamp(1, 32),
+            // With little room, every other one: data is written silently, then its response sent.
+            signal_every: (depth / 4).max(depth.min(4) / 2).clamp(1, 32),
         }
     }
 
     pub(super) fn outstanding(&self) -> u16 {
         // Never more than `depth`: `post` is only called when there is room.
-        u16::try_from(self.posted.wrapping_sub(self.retired)).unwrap_or(u16::MAX)
+        u16::try_from(self.ahead())
+            .unwrap_or(u16::MAX)
+            .saturating_add(self.overtaken)
+    }
+
+    fn ahead(&self) -> u32 {
+        self.posted.wrapping_sub(self.retired)
+    }
+
+    pub(super) fn set_overtaken(&mut self, reads: usize) {
+        self.overtaken = u16::try_from(reads).unwrap_or(u16::MAX);
     }
 
     pub(super) fn room(&self) -> u16 {
@@ -286,7 +300,7 @@ impl SendQueue {
     /// Takes note that a work request and all before it are over; false if it is not outstanding.
     pub(super) fn retire(&mut self, id: WorkId) -> bool {
         let ahead = id.0.wrapping_sub(self.retired);
-        if ahead >= u32::from(self.outstanding()) {
+        if ahead >= self.ahead() {
             return false;
         }
         self.retired = id.0.wrapping_add(1);
@@ -295,12 +309,13 @@ impl SendQueue {
 
     pub(super) fn retire_all(&mut self) {
         self.retired = self.posted;
+        self.overtaken = 0;
     }
 
     /// Whether a work request that was posted is over.
     pub(super) fn is_over(&self, id: WorkId) -> bool {
         // Outstanding ones are few, so everything else is behind.
-        id.0.wrapping_sub(self.retired) >= u32::from(self.outstanding())
+        id.0.wrapping_sub(self.retired) >= self.ahead()
     }
 }
 

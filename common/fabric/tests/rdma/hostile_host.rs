@@ -486,6 +486,39 @@ fn a_cancelled_read_keeps_its_memory_until_it_is_over() {
 }
 
 #[test]
+fn a_read_that_later_work_overtakes_is_not_over() {
+    let mut host = Host::connected();
+    let (write, ..) = host.command(&command(NvmOpcode::WRITE, 1, keyed(512)), &[]);
+    host.end.accept(write, memory(512)).unwrap();
+    let read = host.end.poll_work().unwrap().id;
+    // A response behind it, signaled for its memory's sake, and done first.
+    let (other, ..) = host.command(&command(NvmOpcode::READ, 2, keyed(512)), &[]);
+    host.end
+        .respond_with_data(other, memory(512), 512, Cqe::default())
+        .unwrap();
+    let mut last = read;
+    while let Some(work) = host.end.poll_work() {
+        last = work.id;
+    }
+    assert_ne!(last, read);
+    host.end.completed(last).unwrap();
+    assert_eq!(host.end.poll_event(), None, "the data is not there");
+    assert_eq!(host.end.outstanding(), 1);
+    assert!(host.end.waits_for_work());
+    host.end.completed(read).unwrap();
+    assert_eq!(
+        host.end.poll_event(),
+        Some(ControllerEvent::DataReceived { key: write })
+    );
+    assert_eq!(host.end.outstanding(), 0);
+    // Once is enough.
+    assert_eq!(
+        host.end.completed(read),
+        Err(TransportError::UnknownWork { id: read })
+    );
+}
+
+#[test]
 fn completions_of_work_that_nobody_posted() {
     let mut host = Host::connected();
     assert_eq!(

@@ -115,6 +115,7 @@ fn setups() -> impl Strategy<Value = Setup> {
                 max_pieces: write_pieces,
                 max_read_pieces,
                 invalidate,
+                signal_data: !invalidate,
             },
             windows,
             seed,

@@ -41,6 +41,7 @@ impl Default for Setup {
                 max_pieces: 2,
                 max_read_pieces: 1,
                 invalidate: true,
+                signal_data: false,
             },
             windows: false,
             seed: 1,
