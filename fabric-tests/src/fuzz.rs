@@ -13,6 +13,7 @@
 //! | [`host_events`] | host's connection | a right controller is never thrown out; as [`pdus_to_host`] |
 //! | [`rdma_controller`] | controller's queue pair | only memory that a command in flight named is touched, in its direction and order; no more is posted than fits; every buffer comes back once, unused |
 //! | [`rdma_host`] | host's queue pair | capsules name exactly their command's memory; each command has one outcome; as above |
+//! | [`driver`] | the user-space driver on a model of a controller | each command has one outcome; only memory that commands named is touched, and none after it came back; nothing is left, and nothing waits for ever |
 //! | [`host_answers`] | host's sequences | bring-up, discovery and shutdown end, whatever they are answered |
 //! | [`spec`] | wire types | what was understood is written back as the same thing |
 //! | [`uri_and_config`] | what people write | what was understood is written back as the same thing; errors fit a line |
@@ -21,6 +22,8 @@
 
 mod choices;
 mod controller_end;
+mod driver;
+mod driver_seeds;
 mod host_end;
 mod host_events;
 mod rdma_capsules;
@@ -108,6 +111,8 @@ bodies! {
     rdma_controller => rdma_controller::run;
     /// Any responses, completions and failures to the host's end of an RDMA queue pair, with an application that submits anything.
     rdma_host => rdma_host::run;
+    /// Any faults of a controller below the user-space driver, and any use of it above.
+    driver => driver::run;
     /// Any bytes to the parsers of wire types.
     spec => spec::run;
     /// Any text to the parsers of what people write.

@@ -52,6 +52,9 @@ pub fn all() -> Vec<Seed> {
     answers(&mut add);
     rdma_controllers(&mut add);
     rdma_hosts(&mut add);
+    for (name, bytes) in super::driver_seeds::all() {
+        add("driver", name, bytes);
+    }
     wire_types(&mut add);
     texts(&mut add);
     seeds

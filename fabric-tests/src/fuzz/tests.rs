@@ -131,6 +131,16 @@ fn seeds_reach_what_they_are_for() {
             && reached.errors >= 7,
         "{reached:?}"
     );
+    let reached = sum("driver");
+    assert!(
+        reached.ready >= 22
+            && reached.commands >= 150
+            && reached.completions >= 110
+            && reached.transfers >= 50
+            && reached.failures >= 5
+            && reached.terminations >= 10,
+        "{reached:?}"
+    );
     let reached = sum("host_answers");
     assert!(reached.transfers >= 7, "{reached:?}");
     assert!(sum("spec").transfers >= 8, "{:?}", sum("spec"));
