@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use fabric_tests::ensure;
-use fabric_tests::lab::{Failure, HostTarget, Lab, Peer, Requirement, Test, Vm};
+use fabric_tests::lab::{Failure, HostTarget, Kernels, Lab, Peer, Requirement, Test, Vm};
 
 const NQN: &str = "nqn.2026-01.org.example:blocks";
 const MIB: u64 = 1 << 20;
@@ -24,6 +24,7 @@ pub const TESTS: &[Test] = &[
         name: "discarded_blocks_are_given_back",
         feature: "discard",
         run: discard,
+        kernels: Kernels::Default,
         ..OF_LINUX
     },
     Test {
@@ -36,6 +37,7 @@ pub const TESTS: &[Test] = &[
         name: "odd_sizes_and_offsets",
         feature: "unaligned and odd sizes, buffered and direct",
         run: odd_sizes,
+        kernels: Kernels::Default,
         ..OF_LINUX
     },
     Test {

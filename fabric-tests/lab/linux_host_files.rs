@@ -47,6 +47,7 @@ pub const TESTS: &[Test] = &[
         name: "xfs_on_a_file_of_512_byte_blocks",
         feature: "XFS (file, 512-byte blocks)",
         run: |lab| tree(lab, Kind::Xfs, Store::File, 512),
+        kernels: Kernels::Default,
         ..OF_LINUX
     },
     Test {

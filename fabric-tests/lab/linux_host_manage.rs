@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fabric_tests::ensure;
-use fabric_tests::lab::{Failure, HostTarget, Lab, Peer, Requirement, Test, Vm};
+use fabric_tests::lab::{Failure, HostTarget, Kernels, Lab, Peer, Requirement, Test, Vm};
 use serde_json::Value;
 
 const NQN: &str = "nqn.2026-01.org.example:manage";
@@ -50,6 +50,7 @@ pub const TESTS: &[Test] = &[
         name: "digests_are_agreed_on",
         feature: "header and data digests",
         run: digests_are_agreed_on,
+        kernels: Kernels::Default,
         ..OF_LINUX
     },
     Test {

@@ -53,6 +53,7 @@ pub const TESTS: &[Test] = &[
         feature: "target stopped: timeouts, Abort, reconnect",
         limit: Duration::from_secs(180),
         run: paused,
+        kernels: Kernels::Default,
         ..TEST
     },
     Test {

@@ -47,6 +47,7 @@ pub const TESTS: &[Test] = &[
         ],
         feature: "ext4 with fsck",
         run: ext4,
+        kernels: Kernels::Default,
         ..TEST
     },
     Test {
