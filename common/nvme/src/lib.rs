@@ -19,9 +19,9 @@
 //!  └───────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! A queue owns its rings, its commands and a table of mappings, and shares a few words with its controller. The controller's service sees
-//! from these words which command has been in flight for how long, aborts it, and resets the controller if that does not help. A reset tells
-//! all queues to ring no more, keeps the controller from memory, and only then has queues hand back what they had in flight: each command
+//! A queue owns its rings, its commands and a table of mappings, and shares a few words with its controller. Now and then the controller's
+//! service asks it which commands have been in flight for too long; the queue's thread looks at its next poll, and says so. The service
+//! aborts them, and resets the controller if that does not help; a queue that nobody polls is not judged. A reset tells all queues to ring no more, keeps the controller from memory, and only then has queues hand back what they had in flight: each command
 //! has exactly one outcome, and no memory is used again that the controller may still write.
 //!
 //! # Limits

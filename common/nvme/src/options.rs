@@ -106,7 +106,10 @@ impl Options {
     }
 
     /// How long a command of an I/O queue may take before it is aborted, and how long the Abort may take before the controller is reset.
-    /// `None` for the first waits forever.
+    /// `None` for the first waits forever. The queue's own thread says what takes too long, when [`Controller::service`] asked it and it polls:
+    /// what nobody collects is not late. A thread that sleeps on its queue's interrupt is woken for that.
+    ///
+    /// [`Controller::service`]: crate::Controller::service
     #[must_use]
     pub fn command_timeout(mut self, after: Option<Duration>, abort: Duration) -> Self {
         self.command_timeout = after;
