@@ -218,7 +218,7 @@ impl World {
             .shutdown_timeout(Duration::from_millis(200))
             .recover(!bit(b, 7))
             .sgls([SglUse::Never, SglUse::WhenNeeded, SglUse::WhereShorter][usize::from(c & 3) % 3])
-            .kept_mappings(usize::from(c >> 2 & 7), 256 << 10)
+            .kept_mappings(usize::from(((c >> 2) & 7) ^ 4), 256 << 10)
             .max_transfer(if bit(c, 5) { 8192 } else { 64 << 10 })
             .vectors(if bit(c, 6) { 0 } else { 5 });
         let model = SoftController::new(config).ok()?;

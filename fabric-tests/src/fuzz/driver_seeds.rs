@@ -171,13 +171,17 @@ pub(super) fn all() -> Vec<(&'static str, Vec<u8>)> {
             .round()
     };
     // The second completion comes when another command has the slot.
-    let late = plain()
-        .event(E::Fault, &fault(4, 0, 0, 40, 0))
-        .submit([READ, 0, 7, 0, 0])
+    // Memory that was used before makes them plain.
+    let mut late = plain().event(E::Fault, &fault(4, 0, 3, 40, 0));
+    for _ in 0..3 {
+        late = late.submit([READ, 0, 7, 0x20, 0]).round();
+    }
+    let late = late
+        .submit([READ, 0, 7, 0x20, 0])
         .event(E::Commit, &[0])
         .event(E::Step, &[15])
         .event(E::Poll, &[0])
-        .submit([READ, 8, 7, 0, 0])
+        .submit([READ, 8, 7, 0x20, 0])
         .event(E::Step, &[15])
         .event(E::Step, &[15])
         .event(E::Poll, &[0]);
