@@ -394,7 +394,10 @@ impl Engine {
                 match self.sessions.get_mut(done.route.session) {
                     Some(session) => session.finish(&mut self.core, done),
                     // The connection closed meanwhile: its buffer is free again. Sessions over RDMA wait for theirs.
-                    None => drop(done),
+                    None => {
+                        drop(done);
+                        self.core.pool.suspect();
+                    }
                 }
             }
             self.scratch = finished;
@@ -516,6 +519,7 @@ impl Engine {
                 .closed(connection_id(self.core.options.shard, key), now);
             self.core.route_effects();
             // Its buffers are free for others now.
+            self.core.pool.suspect();
             session.settle_all(&mut self.core);
             drop(session);
             self.feed_waiting();

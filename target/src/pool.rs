@@ -7,7 +7,7 @@
 //! a buffer only while as much as it holds is left for others ([`Pool::may_lend`]), and none of them ever comes from the
 //! [`RESERVE`] for data that has arrived in a capsule, which only executors hold.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use homi_queue::{Budget, Data, Region};
 
@@ -16,6 +16,8 @@ const ALIGNMENT: usize = 4096;
 /// How many buffers that are being sent are looked at when one is wanted: those sent first are free first, but for hosts that do
 /// not take theirs.
 const LOOKED_AT: usize = 16;
+/// How often buffers are looked for in vain that a connection may have dropped when it ended: what the kernel has of it comes later.
+const LOOKS: u32 = 64;
 /// Bytes beyond the configured ones for data that came in a capsule: as much as a capsule can carry.
 const RESERVE: usize = 64 << 10;
 
@@ -23,6 +25,13 @@ const RESERVE: usize = 64 << 10;
 const REGIONS: usize = 64;
 /// Bytes of a region that is cut into several buffers, at most.
 const LARGEST_REGION: usize = 1 << 20;
+
+/// A region and the class of the buffers that it is cut into.
+#[derive(Debug)]
+struct Base {
+    handle: Region,
+    class: usize,
+}
 
 /// What becomes of the regions that buffers are parts of.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +46,10 @@ pub(crate) enum Change<'a> {
 #[derive(Debug)]
 pub(crate) struct Pool {
     free: Vec<Vec<Region>>,
+    /// How often buffers that were dropped are still looked for, when one is missed.
+    suspect: u32,
+    /// The regions that buffers are parts of. Each is a handle that only its parts refer to, whoever else keeps the region.
+    bases: Vec<Base>,
     /// Bytes of a region that is cut into buffers.
     region: usize,
     budget: Budget,
@@ -58,6 +71,8 @@ impl Pool {
         let region = (capacity / REGIONS + 1).next_power_of_two() / 2;
         Self {
             free: vec![Vec::new(); classes],
+            bases: Vec::new(),
+            suspect: 0,
             region: region.clamp(SMALLEST, LARGEST_REGION),
             budget: Budget::new(capacity),
             capacity,
@@ -71,6 +86,10 @@ impl Pool {
     /// if as much as it holds then is left for others, or if nobody holds any.
     pub(crate) fn may_lend(&mut self, held: usize, len: usize) -> bool {
         self.reclaim(LOOKED_AT);
+        self.lends(held, len) || (self.recover() && self.lends(held, len))
+    }
+
+    fn lends(&self, held: usize, len: usize) -> bool {
         let size = size_of_class(class_of(len));
         let available = self.capacity.saturating_sub(self.budget.used()) + self.idle;
         match available.checked_sub(size + RESERVE) {
@@ -120,6 +139,9 @@ impl Pool {
         {
             self.idle += region.len();
             free.push(region);
+        } else {
+            // It comes back when whoever has it as well drops it.
+            self.suspect = LOOKS;
         }
     }
 
@@ -148,6 +170,12 @@ impl Pool {
     }
 
     fn allocate(&mut self, class: usize, mut changed: impl FnMut(Change<'_>)) -> Option<Region> {
+        if self.recover()
+            && let Some(region) = self.free.get_mut(class)?.pop()
+        {
+            self.idle -= region.len();
+            return Some(region);
+        }
         if let Some(region) = self.cut(class, &mut changed) {
             return Some(region);
         }
@@ -183,12 +211,66 @@ impl Pool {
     /// Makes buffers of one size of a region and returns one of them.
     fn divide(&mut self, whole: &Region, class: usize) -> Option<Region> {
         let size = size_of_class(class);
-        let parts = (0..whole.len() / size).map(|number| whole.part(number * size..(number + 1) * size));
-        let mut parts: Vec<Region> = parts.filter_map(Result::ok).collect();
+        let handle = whole.handle();
+        let mut parts = cut_up(&handle, size);
         let first = parts.pop()?;
         self.idle += parts.len() * size;
         self.free.get_mut(class)?.append(&mut parts);
+        self.bases.push(Base { handle, class });
         Some(first)
+    }
+
+    /// Finds buffers again that were dropped instead of given back: those of connections that broke. A region is whole again when nobody
+    /// has any part of it but the pool. Says whether there were any.
+    fn recover(&mut self) -> bool {
+        if self.suspect == 0 {
+            return false;
+        }
+        let start = |region: &Region| region.root().host_address() as usize;
+        let mut idle: HashMap<usize, usize> = HashMap::new();
+        for region in self.free.iter().flatten() {
+            *idle.entry(start(region)).or_default() += 1;
+        }
+        let mut found = false;
+        for Base { handle, class } in &self.bases {
+            let (size, at) = (size_of_class(*class), start(handle));
+            let had = idle.get(&at).copied().unwrap_or(0);
+            let Some(free) = self.free.get_mut(*class) else {
+                continue;
+            };
+            if had == handle.len() / size {
+                continue;
+            }
+            let mut kept: Vec<usize> = Vec::new();
+            if had > 0 {
+                free.retain(|region| {
+                    let own = start(region) == at;
+                    if own {
+                        kept.push(region.host_address() as usize - at);
+                    }
+                    !own
+                });
+            }
+            if handle.is_only_clone() {
+                let parts = cut_up(handle, size);
+                self.idle += (parts.len() - had) * size;
+                free.extend(parts);
+                found = true;
+            } else {
+                // As they were.
+                let parts = kept.into_iter().map(|at| handle.part(at..at + size));
+                free.extend(parts.filter_map(Result::ok));
+            }
+        }
+        if !found {
+            self.suspect -= 1;
+        }
+        found
+    }
+
+    /// A connection ended, whose buffers may be dropped instead of given back, now or a little later.
+    pub(crate) fn suspect(&mut self) {
+        self.suspect = LOOKS;
     }
 
     /// Takes a region of one size out of which every buffer is idle.
@@ -208,9 +290,15 @@ impl Pool {
             .root()
             .clone();
         free.retain(|region| start(region) != address);
+        self.bases.retain(|base| start(&base.handle) != address);
         self.idle -= buffers * size;
         Some(whole)
     }
+}
+
+fn cut_up(whole: &Region, size: usize) -> Vec<Region> {
+    let parts = (0..whole.len() / size).map(|number| whole.part(number * size..(number + 1) * size));
+    parts.filter_map(Result::ok).collect()
 }
 
 fn class_of(len: usize) -> usize {
@@ -255,6 +343,49 @@ mod tests {
             pool.put(data);
         }
         assert!(pool.take(16384, |_| {}).is_some());
+    }
+
+    #[test]
+    fn buffers_that_are_dropped_come_back_though_somebody_keeps_their_regions() {
+        let mut pool = Pool::new(4 << 20, 1 << 20);
+        let mut kept = Vec::new();
+        let mut going = 0;
+        let mut change = |change: Change<'_>| match change {
+            Change::New(region) => kept.push(region.clone()),
+            Change::Going(region) => {
+                going += 1;
+                kept.retain(|known| known.host_address() != region.host_address());
+            }
+        };
+        let mut held: Vec<Data> = std::iter::from_fn(|| pool.take(4096, &mut change)).collect();
+        assert_eq!(held.len(), ((4 << 20) + RESERVE) / 4096);
+        // Some go back, one stays, the others are dropped with their connections.
+        let stays = held.pop().unwrap();
+        for data in held.drain(..10) {
+            pool.put(data);
+        }
+        drop(held);
+        assert!(!pool.may_lend(0, 1 << 20));
+        pool.suspect();
+        assert!(pool.may_lend(0, 1 << 20));
+        let large = pool.take(1 << 20, &mut change).unwrap();
+        let small: Vec<Data> = std::iter::from_fn(|| pool.take(4096, &mut change)).collect();
+        // The region of the one that stayed is whole again when that goes.
+        let used = ((4 << 20) + RESERVE - (1 << 20) - pool.region) / 4096;
+        assert_eq!(
+            small.len(),
+            used,
+            "all of it is used again, and no more than there is"
+        );
+        let mut addresses: Vec<usize> = small
+            .iter()
+            .chain([&stays, &large])
+            .map(|data| data.segments()[0].host_address() as usize)
+            .collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        assert_eq!(addresses.len(), used + 2, "nobody has what another has");
+        assert!(going > 0);
     }
 
     #[test]
