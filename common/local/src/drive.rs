@@ -110,7 +110,7 @@ impl Drive {
     /// A namespace of any function's controller, which is taken over.
     ///
     /// # Errors
-    /// As [`Drives::open`].
+    /// As [`Drives::open`](crate::Drives::open).
     pub fn take_over(
         function: Arc<dyn PciFunction>,
         nsid: Option<u32>,
@@ -122,7 +122,7 @@ impl Drive {
     /// Another namespace of the same controller.
     ///
     /// # Errors
-    /// As [`Drives::open`].
+    /// As [`Drives::open`](crate::Drives::open).
     pub fn sibling(&self, nsid: u32) -> Result<Self, DriveError> {
         Self::of(Arc::clone(&self.attached), Some(nsid))
     }
