@@ -537,7 +537,7 @@ impl World {
     }
 
     fn complete(&mut self, id: WorkId) {
-        let retired = self.line.retire(id);
+        let retired = self.line.retire_but(id, |what| matches!(what, What::Read(..)));
         let known = !retired.is_empty();
         self.over(retired);
         let completed = self.end.completed(id);
@@ -550,7 +550,7 @@ impl World {
     fn fail(&mut self, id: WorkId) {
         self.end.work_failed(id);
         self.lose();
-        let retired = self.line.retire(id);
+        let retired = self.line.retire_but(id, |what| matches!(what, What::Read(..)));
         self.over(retired);
     }
 

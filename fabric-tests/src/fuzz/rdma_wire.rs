@@ -14,6 +14,8 @@ pub(super) struct Posted<T> {
     pub(super) signaled: bool,
     /// The region that it names, by its address.
     region: Option<usize>,
+    /// Later work is over already.
+    overtaken: bool,
     pub(super) what: T,
 }
 
@@ -51,7 +53,7 @@ impl<T> Line<T> {
                 && self
                     .posted
                     .iter()
-                    .all(|other| other.ring != ring && other.id != id),
+                    .all(|other| (other.ring != ring || other.overtaken) && other.id != id),
             "two outstanding work requests share an id or an index"
         );
         self.posted.push_back(Posted {
@@ -59,6 +61,7 @@ impl<T> Line<T> {
             ring,
             signaled,
             region,
+            overtaken: false,
             what,
         });
         assert!(
@@ -73,6 +76,31 @@ impl<T> Line<T> {
             Some(last) => self.posted.drain(..=last).collect(),
             None => Vec::new(),
         }
+    }
+
+    /// The same, but that those before it for which `stays` says so are not over.
+    pub(super) fn retire_but(&mut self, id: WorkId, stays: impl Fn(&T) -> bool) -> Vec<Posted<T>> {
+        let Some(last) = self.posted.iter().position(|one| one.id == id) else {
+            return Vec::new();
+        };
+        // One that was overtaken has nothing before it that is not over.
+        let first = if self.posted.get(last).is_some_and(|one| one.overtaken) {
+            last
+        } else {
+            0
+        };
+        let mut over = Vec::new();
+        let mut later = self.posted.split_off(last + 1);
+        for mut one in self.posted.split_off(first) {
+            if one.id != id && stays(&one.what) {
+                one.overtaken = true;
+                self.posted.push_back(one);
+            } else {
+                over.push(one);
+            }
+        }
+        self.posted.append(&mut later);
+        over
     }
 
     pub(super) fn retire_all(&mut self) -> Vec<Posted<T>> {
